@@ -1,0 +1,75 @@
+"""Every error a user can meet, and the exit code of the process that meets it.
+
+    P2PError                    1   base; never raised itself
+    ├── ConfigError             2   the run file, a topology file, data or model cannot be used
+    ├── StartupError            3   a neighbour is missing, an address is taken, runs do not match
+    ├── IsolationError          4   too few live neighbours for too long
+    ├── TrainingError           1   the local training went wrong (NaN loss, user function raised)
+    ├── StorageError            1   the run folder cannot be written
+    └── WireError               -   a message breaks the format; never leaves the transport
+
+Exit code 0 is success and 5 a run stopped by a signal after its checkpoint. The launcher's exit
+code is the worst peer's, in the order of `WORST_FIRST`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `p2p-dml` and of each peer; part of the public interface."""
+
+    DONE = 0
+    FAILED = 1
+    CONFIG = 2
+    STARTUP = 3
+    ISOLATED = 4
+    STOPPED = 5
+
+
+WORST_FIRST = (
+    ExitCode.FAILED,
+    ExitCode.CONFIG,
+    ExitCode.STARTUP,
+    ExitCode.ISOLATED,
+    ExitCode.STOPPED,
+    ExitCode.DONE,
+)
+
+
+class P2PError(Exception):
+    """Base of the tree above; `exit_code` is what a process that ends with it returns."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
+
+
+class ConfigError(P2PError):
+    """A run file, topology file, data set or model cannot be used as given."""
+
+    exit_code = ExitCode.CONFIG
+
+
+class StartupError(P2PError):
+    """The peers could not come together: someone is missing, foreign, or has our address."""
+
+    exit_code = ExitCode.STARTUP
+
+
+class IsolationError(P2PError):
+    """A peer had fewer live neighbours than `min_neighbours` for too many rounds."""
+
+    exit_code = ExitCode.ISOLATED
+
+
+class TrainingError(P2PError):
+    """Local training failed: the loss is not finite, or a user function raised."""
+
+
+class StorageError(P2PError):
+    """The run folder cannot be written (disk full, read-only, permission)."""
+
+
+class WireError(P2PError):
+    """Bytes from the network are not a message of this run; the message is dropped."""

@@ -1,0 +1,192 @@
+"""What happened at a peer, as typed events; one JSON object per line in `events/peer-003.jsonl`.
+
+Every line has `event` (the name below, in snake case), `t` (seconds since the epoch) and `peer`,
+then the fields of its class. The report, the live view and `summary.json` are made from these
+lines and nothing else, so they can be made again at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from p2p_dml.errors import StorageError
+from p2p_dml.types import PeerId
+
+PHASES = ("train", "send", "wait", "mix", "evaluate")
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The peer has model, data and sockets; `samples` is the size of its own training shard."""
+
+    pid: int
+    incarnation: int
+    endpoint: str
+    parameters: int
+    samples: int
+    class_counts: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """All neighbours of the first rounds have said hello; round 0 begins. `after_s` since start."""
+
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RoundDone:
+    """One round is over.
+
+    `bytes_out`/`bytes_in` are payload bytes. `neighbours` counts whom the peer should have heard,
+    `missing` those it did not (their weights sum to `lost_weight`, returned to self). `seconds`
+    holds the `PHASES`. `degrees` is what the strategy reports (HyperPrism: degree per layer group).
+    """
+
+    round: int
+    loss: float | None
+    bytes_out: int
+    bytes_in: int
+    neighbours: int
+    missing: list[PeerId] = field(default_factory=list)
+    late: int = 0
+    lost_weight: float = 0.0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    degrees: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """Test metrics after `round`; `sketch` is a base64 random projection of the parameters.
+
+    See `p2p_dml.kernels.sketch` for how the consensus distance comes from the sketches.
+    """
+
+    round: int
+    accuracy: float | None
+    loss: float | None
+    seconds: float
+    sketch: str
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourChanged:
+    """A neighbour became alive, slow, dead, or left; `why` in words."""
+
+    neighbour: PeerId
+    state: Literal["alive", "slow", "dead", "left"]
+    round: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A message was dropped and its sender treated as missing; `sender` None if it is unknown."""
+
+    sender: PeerId | None
+    round: int
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Isolated:
+    """Fewer than `min_neighbours` neighbours were heard: the round was local only."""
+
+    round: int
+    heard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpointed:
+    """Parameters and state after `round` are safe in `file` (relative to the run folder)."""
+
+    round: int
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Proportional and resident set size of the process, in MB (10^6 bytes)."""
+
+    round: int
+    pss_mb: float
+    rss_mb: float
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last line of a peer that ended by itself; `error` is None for success."""
+
+    round: int
+    exit_code: int
+    error: str | None = None
+
+
+Event = (
+    Started
+    | Joined
+    | RoundDone
+    | Evaluated
+    | NeighbourChanged
+    | Rejected
+    | Isolated
+    | Checkpointed
+    | Memory
+    | Finished
+)
+
+
+def event_name(event: type[Any]) -> str:
+    """Snake-case name of an event class, as written in the `event` field."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", event.__name__).lower()
+
+
+class EventLog:
+    """Appends events to one peer's file, a line each, flushed at once.
+
+    Raises StorageError, naming the file and the reason, when a line cannot be written.
+    """
+
+    def __init__(self, path: Path, peer: PeerId, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self.peer = peer
+        self._clock = clock
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+        except OSError as error:
+            raise StorageError(f"peer {peer}: cannot open {path}: {error.strerror}") from error
+
+    def write(self, event: Event) -> None:
+        """Append one line."""
+        line = {"event": event_name(type(event)), "t": round(self._clock(), 6), "peer": self.peer}
+        try:
+            self._file.write(json.dumps(line | asdict(event), allow_nan=False) + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"peer {self.peer}: cannot write {self.path}: {error.strerror}; "
+                "free some space or choose another folder with --out"
+            ) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def event_file(run: Path, peer: PeerId) -> Path:
+    """Where a peer's events live in a run folder."""
+    return run / "events" / f"peer-{peer:03d}.jsonl"
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the events of one file; a torn last line (a killed peer) is left out."""
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            if line.endswith("\n"):
+                yield json.loads(line)

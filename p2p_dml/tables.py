@@ -1,0 +1,75 @@
+"""From a table of a run file to an object: names, keys and values checked, errors that help.
+
+Every choice a user makes by name (strategy, links, partition, model, …) is a frozen dataclass or
+a function; its signature is the schema, so there is one place to read and nothing to register.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from p2p_dml.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """A hint for an error message: the nearest valid word, then all of them."""
+    known = sorted(valid)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}valid: {', '.join(known)}"
+
+
+def choose(choices: Mapping[str, T], name: object, where: str) -> T:
+    """The choice called `name`; ConfigError naming the nearest valid one otherwise."""
+    if isinstance(name, str) and name in choices:
+        return choices[name]
+    raise ConfigError(f"{where}: unknown name {name!r}; {nearest(str(name), choices)}")
+
+
+def build(factory: Callable[..., T], table: Mapping[str, object], where: str, **given: object) -> T:
+    """Call `factory` with the keys of `table`, each checked against its annotation.
+
+    `given` are arguments the program supplies; the table may override one that `factory` names,
+    and those it does not name are left out. Raises ConfigError with the path `where.key`, what was
+    expected and what was found. A ValueError of the factory becomes a ConfigError at `where`.
+    """
+    parameters = inspect.signature(factory).parameters
+    target = factory if inspect.isfunction(factory) else getattr(factory, "__init__")  # noqa: B009
+    hints = get_type_hints(target)
+    arguments = {key: value for key, value in given.items() if key in parameters}
+    for key, value in table.items():
+        if key not in parameters:
+            raise ConfigError(f"{where}.{key}: unknown key; {nearest(key, parameters)}")
+        arguments[key] = check(hints.get(key, Any), value, f"{where}.{key}")
+    for key, parameter in parameters.items():
+        if key not in arguments and parameter.default is inspect.Parameter.empty:
+            raise ConfigError(f"{where}.{key}: missing; this key has no default")
+    try:
+        return factory(**arguments)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def check(annotation: Any, value: object, where: str) -> Any:
+    """`value` as the annotated type; no silent conversion but int → float and list → tuple.
+
+    Raises ConfigError with the path, what was expected and what was found.
+    """
+    plain = isinstance(value, bool | int | float | str)
+    config = ConfigDict(strict=plain, arbitrary_types_allowed=True)
+    try:
+        return TypeAdapter(annotation, config=config).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = "".join(f"[{step}]" for step in first["loc"] if isinstance(step, int))
+        found = first["input"]
+        raise ConfigError(
+            f"{where}{path}: {first['msg'].lower()}; found {type(found).__name__} {found!r}"
+        ) from error

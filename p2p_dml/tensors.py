@@ -1,0 +1,65 @@
+"""Arithmetic on dict[str, Tensor]: the one shape in which models, gradients and messages travel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from p2p_dml.types import Tensors
+
+
+def tmap(
+    function: Callable[..., Tensor], first: Mapping[str, Tensor], *rest: Mapping[str, Tensor]
+) -> Tensors:
+    """Apply `function` name by name; every mapping has the names of the first."""
+    return {name: function(x, *(other[name] for other in rest)) for name, x in first.items()}
+
+
+def clone(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Copy values, detached from any autograd graph."""
+    return {name: x.detach().clone() for name, x in tensors.items()}
+
+
+def join(**channels: Mapping[str, Tensor]) -> Tensors:
+    """Put several channels into one mapping: `join(x=a, y=b)` has names `x/…` and `y/…`."""
+    return {
+        f"{channel}/{name}": x
+        for channel, tensors in channels.items()
+        for name, x in tensors.items()
+    }
+
+
+def part(tensors: Mapping[str, Tensor], channel: str) -> Tensors:
+    """Take one channel out of a `join`ed mapping."""
+    prefix = channel + "/"
+    return {name[len(prefix) :]: x for name, x in tensors.items() if name.startswith(prefix)}
+
+
+def num_elements(tensors: Mapping[str, Tensor]) -> int:
+    """Total number of elements."""
+    return sum(x.numel() for x in tensors.values())
+
+
+def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Concatenate all values into one float64 vector [num_elements], in the mapping's order."""
+    if not tensors:
+        return torch.zeros(0, dtype=torch.float64)
+    return torch.cat([x.detach().reshape(-1).to("cpu", torch.float64) for x in tensors.values()])
+
+
+def mismatch(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    """Say how `got` differs from `expected` in names, dtypes or shapes; None if it conforms."""
+    if got.keys() != expected.keys():
+        absent = sorted(expected.keys() - got.keys())
+        extra = sorted(got.keys() - expected.keys())
+        return f"tensor names differ: missing {absent or 'none'}, unexpected {extra or 'none'}"
+    for name, x in got.items():
+        want = expected[name]
+        if x.dtype != want.dtype or x.shape != want.shape:
+            return (
+                f"tensor {name!r}: expected {want.dtype} {list(want.shape)}, "
+                f"got {x.dtype} {list(x.shape)}"
+            )
+    return None

@@ -1,0 +1,268 @@
+"""The vocabulary every other module speaks: payloads, graphs, neighbourhoods, and the seams.
+
+Values are frozen dataclasses; seams are Protocols. Nothing here knows of sockets, clocks or files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+from typing import Any, Literal, Protocol, TypeVar
+
+from torch import Tensor
+
+PeerId = int
+Tensors = dict[str, Tensor]
+Part = Literal["representation", "decision"]
+
+
+class Need(Enum):
+    """What a strategy's theory asks of the schedule, the mixing rule or the run."""
+
+    SYMMETRIC = "symmetric links"
+    DOUBLY_STOCHASTIC = "doubly stochastic mixing weights"
+    COLUMN_STOCHASTIC = "column stochastic mixing weights"
+    STATIC = "a graph that never changes"
+    COMPLETE = "a complete graph in every round"
+    SYNCHRONOUS = "synchronous rounds"
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """What one peer sends another in one exchange: named tensors and named scalars."""
+
+    tensors: Mapping[str, Tensor]
+    scalars: Mapping[str, float] = field(default_factory=dict)
+
+
+Outbox = Mapping[PeerId, Payload]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Tag:
+    """The place of an exchange in the run; both ends derive it, nobody is asked."""
+
+    round: int
+    exchange: int = 0
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Who hears whom: `senders[i]` are the peers whose messages peer i receives, ascending.
+
+    Directed and sparse; never holds self-loops. An undirected link stands in both lists.
+    """
+
+    senders: tuple[tuple[PeerId, ...], ...]
+
+    @property
+    def num_peers(self) -> int:
+        return len(self.senders)
+
+    @property
+    def num_links(self) -> int:
+        """Number of directed links."""
+        return sum(map(len, self.senders))
+
+    @cached_property
+    def receivers(self) -> tuple[tuple[PeerId, ...], ...]:
+        """`receivers[j]` are the peers that hear peer j, ascending."""
+        out: list[list[PeerId]] = [[] for _ in self.senders]
+        for receiver, heard in enumerate(self.senders):
+            for sender in heard:
+                out[sender].append(receiver)
+        return tuple(map(tuple, out))
+
+    @property
+    def is_symmetric(self) -> bool:
+        return self.senders == self.receivers
+
+    @property
+    def is_complete(self) -> bool:
+        return all(len(heard) == self.num_peers - 1 for heard in self.senders)
+
+
+LinkSchedule = Callable[[int], Graph]
+"""tick -> graph; a pure function with random access, equal at every peer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbourhood:
+    """One peer's row and column of the mixing matrix W for one exchange.
+
+    `in_weights[j]` = w_ij for each neighbour j that peer i hears; `self_weight` = w_ii;
+    `out_weights[k]` = w_ki for each neighbour k that hears peer i. Keys ascend.
+    """
+
+    me: PeerId
+    self_weight: float
+    in_weights: Mapping[PeerId, float]
+    out_weights: Mapping[PeerId, float]
+
+    def broadcast(self, payload: Payload) -> Outbox:
+        """The same payload for every neighbour that hears this peer."""
+        return dict.fromkeys(self.out_weights, payload)
+
+
+MixingRule = Callable[[Graph, PeerId], Neighbourhood]
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A payload with its sender and tag, as it came off a transport."""
+
+    sender: PeerId
+    tag: Tag
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """What a transport collected for one exchange."""
+
+    on_time: Mapping[PeerId, Payload]
+    late: Sequence[Message] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Inbox:
+    """What a strategy gets for one exchange.
+
+    `messages`: payloads by sender, ascending. `late`: messages of earlier exchanges (push-sum
+    adds them, most strategies ignore them).
+    """
+
+    hood: Neighbourhood
+    messages: Mapping[PeerId, Payload]
+    late: Sequence[Message] = ()
+
+    @property
+    def missing(self) -> tuple[PeerId, ...]:
+        """Neighbours that should have been heard and were not."""
+        return tuple(j for j in self.hood.in_weights if j not in self.messages)
+
+    @property
+    def self_weight(self) -> float:
+        """Own weight plus the weight of every missing neighbour, so that the row sums to 1.
+
+        Returning the weight to self (not renormalising) keeps the mean over peers exactly when
+        both ends of a link lose it.
+        """
+        return self.hood.self_weight + sum(self.hood.in_weights[j] for j in self.missing)
+
+    def with_own(self, own: Mapping[str, Tensor]) -> tuple[list[Mapping[str, Tensor]], list[float]]:
+        """Own and received tensors in ascending peer order, with their mixing weights.
+
+        The order is the same at every peer and on every transport, so sums are equal bit for bit.
+        """
+        rows = {j: (p.tensors, self.hood.in_weights[j]) for j, p in self.messages.items()}
+        rows[self.hood.me] = (own, self.self_weight)
+        ordered = [rows[j] for j in sorted(rows)]
+        return [tensors for tensors, _ in ordered], [weight for _, weight in ordered]
+
+
+class Links(Protocol):
+    """A strategy's view of the link schedule during one round."""
+
+    @property
+    def now(self) -> Neighbourhood:
+        """The neighbourhood of the next exchange."""
+        ...
+
+    def shared_bits(self, stream: int, count: int) -> Sequence[int]:
+        """`count` random 64-bit words, the same at every peer in this exchange."""
+        ...
+
+
+class Learner(Protocol):
+    """A model with its local data and optimiser; knows nothing of other peers."""
+
+    @property
+    def params(self) -> Tensors:
+        """The model's tensors by name, as live views: training changes them in place."""
+        ...
+
+    @params.setter
+    def params(self, new: Mapping[str, Tensor]) -> None:
+        """Copy values in; names and shapes must be those of `params`."""
+        ...
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """The part of the model that each tensor of `params` belongs to."""
+        ...
+
+    @property
+    def round(self) -> int:
+        """The round being run; batches are a pure function of (seed, peer, round)."""
+        ...
+
+    def train(self) -> float:
+        """Run the round's local training; returns the mean loss over its steps."""
+        ...
+
+    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
+        """Gradient of the loss on the next mini-batch at parameters `at`; own params stay."""
+        ...
+
+
+S = TypeVar("S")
+
+
+class Strategy(Protocol[S]):
+    """What is sent and how it is combined. Hyper-parameters are frozen; what changes is in S.
+
+    S is None or a dataclass of tensors, dicts of tensors, numbers, and nested ones of these, so
+    that a checkpoint can hold it. `round` is a generator: it yields an outbox for each of its
+    `exchanges`, is sent the inbox of that exchange, and returns the state for the next round.
+    """
+
+    @property
+    def needs(self) -> frozenset[Need]: ...
+
+    @property
+    def exchanges(self) -> int:
+        """Number of exchanges per round (0 for a strategy that never talks)."""
+        ...
+
+    def init(self, learner: Learner, seed: int) -> S:
+        """State before round 0. `seed` differs between peers (private randomness)."""
+        ...
+
+    def round(self, state: S, learner: Learner, links: Links) -> Generator[Outbox, Inbox, S]: ...
+
+    def report(self, state: S) -> Mapping[str, float]:
+        """Figures worth a curve of their own (degree per layer group, …), by name."""
+        ...
+
+
+AnyStrategy = Strategy[Any]
+
+
+class Transport(Protocol):
+    """Moves payloads between peers. One instance per peer; used from one thread."""
+
+    @property
+    def elastic(self) -> bool:
+        """True: a failed neighbour shrinks the inbox. False: a failure ends the run."""
+        ...
+
+    def post(self, tag: Tag, outbox: Outbox) -> int:
+        """Send without ever blocking; returns payload bytes sent.
+
+        A snapshot is taken: the tensors may be mutated once this returns.
+        """
+        ...
+
+    def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
+        """Wait for the messages of `tag` from those of `senders` that are alive.
+
+        Tensors in the mail stay valid until the next `collect` of a later round.
+        """
+        ...
+
+    def close(self) -> None:
+        """Take leave of live neighbours and free all sockets; idempotent."""
+        ...
