@@ -5,7 +5,7 @@ Values are frozen dataclasses; seams are Protocols. Nothing here knows of socket
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -42,7 +42,7 @@ Outbox = Mapping[PeerId, Payload]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Tag:
-    """The place of an exchange in the run; both ends derive it, nobody is asked."""
+    """The place of an exchange in the run: rounds count from 1, exchanges of a round from 0."""
 
     round: int
     exchange: int = 0
@@ -120,10 +120,11 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """What a transport collected for one exchange."""
+    """What a transport collected for one exchange; `num_bytes` of payload came in."""
 
     on_time: Mapping[PeerId, Payload]
     late: Sequence[Message] = ()
+    num_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,7 @@ class Learner(Protocol):
 
     @property
     def round(self) -> int:
-        """The round being run; batches are a pure function of (seed, peer, round)."""
+        """The round being run, from 1; batches are a pure function of (seed, peer, round)."""
         ...
 
     def train(self) -> float:
@@ -249,6 +250,10 @@ class Transport(Protocol):
         """True: a failed neighbour shrinks the inbox. False: a failure ends the run."""
         ...
 
+    def expect(self, neighbours: Iterable[PeerId]) -> None:
+        """Announce neighbours of coming rounds, so that connections are ready in time."""
+        ...
+
     def post(self, tag: Tag, outbox: Outbox) -> int:
         """Send without ever blocking; returns payload bytes sent.
 
@@ -257,10 +262,7 @@ class Transport(Protocol):
         ...
 
     def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
-        """Wait for the messages of `tag` from those of `senders` that are alive.
-
-        Tensors in the mail stay valid until the next `collect` of a later round.
-        """
+        """Wait for the messages of `tag` from those of `senders` that are alive."""
         ...
 
     def close(self) -> None:

@@ -1,0 +1,239 @@
+"""The composition root, where names of a run file meet classes; nowhere else do they."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from p2p_dml import __version__, data, links, plugins, tables, wire
+from p2p_dml.checkpoint import Checkpoint, leaves, save
+from p2p_dml.config import RunConfig, Table
+from p2p_dml.data import Dataset
+from p2p_dml.errors import ConfigError
+from p2p_dml.events import Event
+from p2p_dml.kernels.mixing import RULES, is_doubly_stochastic, mixing_matrix
+from p2p_dml.learners import FunctionLearner, SupervisedLearner, Training
+from p2p_dml.models import build_model
+from p2p_dml.peer import LOOKAHEAD, LocalLearner, PeerLoop, Plan
+from p2p_dml.strategies import STRATEGIES
+from p2p_dml.types import AnyStrategy, LinkSchedule, MixingRule, Need, PeerId, Tensors
+
+Shards = Mapping[PeerId, NDArray[Any]]
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """What all peers of a run share. `dataset` is None where the training is the user's own."""
+
+    config: RunConfig
+    schedule: LinkSchedule
+    rule: MixingRule
+    strategy: AnyStrategy
+    dataset: Dataset | None
+    shards: Shards
+
+    def model(self) -> nn.Module:
+        """A fresh model with the initial weights that all peers share."""
+        return model_of(self.config, self.dataset)
+
+    def digest(self, model: nn.Module) -> bytes:
+        """What peers compare before they talk: configuration, format, layout, first graphs."""
+        layout = [(name, str(x.dtype), list(x.shape)) for name, x in model.state_dict().items()]
+        graphs = [self.schedule(tick).senders for tick in range(3)]
+        facts = [self.config.canonical(), wire.VERSION, __version__, layout, graphs]
+        text = json.dumps(facts).encode()
+        return hashlib.blake2b(text, digest_size=wire.DIGEST_BYTES).digest()
+
+
+def blueprint(
+    config: RunConfig, dataset: Dataset | None = None, shards: Shards | None = None
+) -> Blueprint:
+    """Put together what all peers share; ConfigError with the path in the run file."""
+    plugins.look_in(config.folder)
+    schedule = schedule_of(config)
+    rule = tables.choose(RULES, config.mixing, "mixing")
+    return Blueprint(config, schedule, rule, strategy_of(config), dataset, shards or {})
+
+
+def load_data(config: RunConfig) -> tuple[Dataset | None, Shards]:
+    """Read and deal the data; (None, {}) if the user's train function brings its own.
+
+    Raises ConfigError if the set is missing or damaged, or cannot be dealt as asked.
+    """
+    plugins.look_in(config.folder)
+    if "function" in config.train:
+        return None, {}
+    dataset = data.load(config.data)
+    return dataset, dict(
+        enumerate(data.partition(config.partition, dataset, config.peers, config.seed))
+    )
+
+
+def schedule_of(config: RunConfig) -> LinkSchedule:
+    """The link schedule of a run."""
+    return links.build(config.links, config.peers, config.seed, config.folder)
+
+
+def strategy_of(config: RunConfig) -> AnyStrategy:
+    """The strategy of a run."""
+    name, rest = plugins.take_name(config.strategy, "strategy")
+    if not plugins.is_object_path(name):
+        chosen: Callable[..., AnyStrategy] = tables.choose(STRATEGIES, name, "strategy.name")
+        return tables.build(chosen, rest, "strategy")
+    strategy: Any = plugins.call(name, rest, "strategy")
+    return strategy  # type: ignore[no-any-return]
+
+
+def model_of(config: RunConfig, dataset: Dataset | None) -> nn.Module:
+    """The model with the initial weights that all peers share."""
+    dtype = DTYPES[config.dtype]
+    if dataset is not None:
+        return build_model(
+            config.model,
+            dataset.shape,
+            dataset.num_classes,
+            config.seed,
+            dtype,
+            is_tokens=dataset.is_tokens,
+        )
+    name, rest = plugins.take_name(config.model, "model")
+    if not plugins.is_object_path(name):
+        raise ConfigError(
+            f"model.name: with [train] function the model is yours too: expected "
+            f'"package.module:factory", found {name!r}'
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        module = plugins.call(name, rest, "model")
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"model: {name!r} must return a torch.nn.Module, found {module!r}")
+    return module.to(dtype)
+
+
+def learner_of(
+    shared: Blueprint, model: nn.Module, me: PeerId
+) -> SupervisedLearner | FunctionLearner:
+    """The learner of peer `me` around `model`."""
+    config = shared.config
+    if shared.dataset is None:
+        return own_learner(config.train, model, config, me)
+    training = tables.build(Training, config.train, "train")
+    return SupervisedLearner(
+        model, shared.dataset, shared.shards[me], training, seed=config.seed, peer=me
+    )
+
+
+def own_learner(table: Table, model: nn.Module, config: RunConfig, me: PeerId) -> FunctionLearner:
+    """A learner around the functions a `[train]` table names."""
+    known = ("function", "evaluate")
+    for key in table:
+        if key not in known:
+            raise ConfigError(
+                f"train.{key}: unknown key beside function; valid: {', '.join(known)}"
+            )
+    functions = [
+        plugins.load_function(str(table[key]), f"train.{key}") if key in table else None
+        for key in known
+    ]
+    train, evaluate = (f and _with_peer(f, me, config.peers) for f in functions)
+    assert train is not None
+    return FunctionLearner(model, train, evaluate, peer=me)
+
+
+def _with_peer(function: Callable[..., object], me: PeerId, peers: int) -> Callable[..., object]:
+    """Hand a user's function its `peer` and `peers` if it names such parameters."""
+    names = inspect.signature(function).parameters
+    given = {key: value for key, value in (("peer", me), ("peers", peers)) if key in names}
+    return functools.partial(function, **given) if given else function
+
+
+def loop_of(
+    shared: Blueprint,
+    learner: LocalLearner,
+    me: PeerId,
+    digest: bytes,
+    run: Path,
+    on_event: Callable[[Event], None],
+    memory: Callable[[], tuple[float, float]] | None = None,
+) -> PeerLoop:
+    """The rounds of peer `me`, with checkpoints going to the run folder."""
+    config, strategy = shared.config, shared.strategy
+
+    def save_state(round_: int, model: Tensors, state: object) -> str:
+        tensors = model | leaves(state, "strategy")
+        return save(run, Checkpoint(me, round_, digest.hex(), __version__, tensors))
+
+    plan = Plan(
+        rounds=config.rounds,
+        seed=config.private_seed(me, "strategy"),
+        evaluate_every=config.evaluate_every,
+        checkpoint_every=config.checkpoint_every,
+        min_neighbours=config.min_neighbours,
+        max_isolated_rounds=config.max_isolated_rounds,
+    )
+    walk = links.Walk(shared.schedule, shared.rule, me, config.seed, strategy.exchanges)
+    return PeerLoop(
+        me, strategy, learner, walk, plan, on_event=on_event, save=save_state, memory=memory
+    )
+
+
+def check_all(shared: Blueprint) -> nn.Module:
+    """Try everything that a peer will build, before any is started; returns a fresh model.
+
+    Raises ConfigError with the path in the run file.
+    """
+    check_needs(shared)
+    model = shared.model()
+    learner_of(shared, model, 0)
+    return model
+
+
+def check_needs(shared: Blueprint) -> None:
+    """Hold the strategy's needs against the mixing rule and the first rounds of the schedule.
+
+    Raises ConfigError naming the need, what was found and what to change.
+    """
+    config = shared.config
+    graphs = [shared.schedule(tick) for tick in range(LOOKAHEAD)]
+    symmetric = all(graph.is_symmetric for graph in graphs)
+    if config.mixing == "metropolis" and not symmetric:
+        raise ConfigError(
+            f"mixing: metropolis needs symmetric links, and {config.links} has one-way links; "
+            "choose other links, or a mixing rule and strategy for directed links"
+        )
+    found: Mapping[Need, bool] = {
+        Need.SYMMETRIC: symmetric,
+        Need.DOUBLY_STOCHASTIC: config.mixing == "metropolis"
+        or all(is_doubly_stochastic(mixing_matrix(graph, shared.rule)) for graph in graphs),
+        Need.COLUMN_STOCHASTIC: config.mixing in ("metropolis", "push_uniform"),
+        Need.STATIC: all(graph == graphs[0] for graph in graphs),
+        Need.COMPLETE: all(graph.is_complete for graph in graphs),
+        Need.SYNCHRONOUS: True,
+    }
+    for need in shared.strategy.needs:
+        if not found[need]:
+            raise ConfigError(
+                f"strategy {config.strategy.get('name')!r} needs {need.value}; links = "
+                f"{config.links} with mixing = {config.mixing!r} do not give that; {_FIXES[need]}"
+            )
+
+
+_FIXES = {
+    Need.SYMMETRIC: "choose undirected links, such as erdos_renyi or ring",
+    Need.DOUBLY_STOCHASTIC: 'set mixing = "metropolis" and choose undirected links',
+    Need.COLUMN_STOCHASTIC: 'set mixing = "push_uniform"',
+    Need.STATIC: "choose links that do not change, such as ring",
+    Need.COMPLETE: 'set links = "complete"',
+    Need.SYNCHRONOUS: "run in synchronous rounds",
+}

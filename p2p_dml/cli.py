@@ -1,0 +1,222 @@
+"""The command line: `p2p-dml run | simulate | peer | topology | report | data`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from p2p_dml import __version__
+from p2p_dml.errors import ExitCode, P2PError
+
+app = typer.Typer(
+    help="Peer-to-peer training without a server, over links that come and go.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+topology_app = typer.Typer(help="Link schedules.", no_args_is_help=True)
+data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+app.add_typer(topology_app, name="topology")
+app.add_typer(data_app, name="data")
+
+RunFile = Annotated[Path, typer.Argument(metavar="FILE.toml", help="the run file")]
+Override = Annotated[
+    list[str] | None, typer.Option("--set", help="override a key: --set rounds=50", metavar="K=V")
+]
+Out = Annotated[Path | None, typer.Option(help="run folder; default: a new one below runs/")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="no live view, only the final lines")]
+
+
+def main() -> NoReturn:
+    """Run the command; every known error is one message and its documented exit code."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app()
+    except P2PError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(ExitCode.STOPPED)
+    sys.exit(ExitCode.DONE)
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    version: Annotated[bool, typer.Option("--version", help="print the version")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(file: RunFile, set_: Override = None, out: Out = None, quiet: Quiet = False) -> None:
+    """Run all peers as processes of this machine."""
+    from p2p_dml import config
+    from p2p_dml.launchers import local
+
+    console = Console()
+    settings = config.load(file, set_ or [])
+    with _Watch(settings.peers, settings.rounds, console, quiet) as watch:
+        outcome = local.run(settings, out, watch.begin)
+    for error in dict.fromkeys(outcome.errors.values()):
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+    _conclude(outcome.folder, console)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def simulate(file: RunFile, set_: Override = None, out: Out = None, quiet: Quiet = False) -> None:
+    """Run all peers in one process, in lock step: the same results, easier to debug."""
+    from p2p_dml import config
+    from p2p_dml.launchers import simulated
+
+    console = Console()
+    settings = config.load(file, set_ or [])
+    with _Watch(settings.peers, settings.rounds, console, quiet) as watch:
+        outcome = simulated.simulate(settings, out, watch.begin)
+    _conclude(outcome.folder, console)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def peer(
+    file: RunFile,
+    me: Annotated[int, typer.Option(help="this peer's id, 0 to peers - 1")],
+    set_: Override = None,
+    out: Out = None,
+) -> None:
+    """Run one peer here; the others run elsewhere, at the addresses of the run file."""
+    from p2p_dml import config
+    from p2p_dml.launchers.single import run_alone
+
+    settings = config.load(file, set_ or [])
+    raise typer.Exit(run_alone(settings, me, out or Path("runs", settings.name)))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="run folders")],
+    out: Annotated[Path, typer.Option(help="where the comparison of several runs goes")] = Path(
+        "runs/compare"
+    ),
+) -> None:
+    """Write the report of a run again, or compare several."""
+    from p2p_dml.report import compare, compare_table
+
+    console = Console()
+    if len(runs) == 1:
+        _conclude(runs[0], console)
+        return
+    console.print(compare_table(runs))
+    console.print(f"comparison: {compare(runs, out)}", soft_wrap=True)
+
+
+@topology_app.command("show")
+def topology_show(
+    what: Annotated[str, typer.Argument(metavar="FILE_OR_KIND", help="topology file or kind")],
+    peers: Annotated[int | None, typer.Option(help="number of peers")] = None,
+    ticks: Annotated[int, typer.Option(min=1, help="how many ticks to look at")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="of random kinds")] = 0,
+    mixing: Annotated[str, typer.Option(help="mixing rule for the spectral gap")] = "metropolis",
+    set_: Override = None,
+    out: Annotated[Path, typer.Option(help="picture to write")] = Path("topology.png"),
+) -> None:
+    """Draw a link schedule and print degrees, connectivity and spectral gap over its ticks."""
+    from p2p_dml import links, tables
+    from p2p_dml.config import overrides_table
+    from p2p_dml.kernels.mixing import RULES
+    from p2p_dml.report import survey_table, write_topology
+
+    if what in links.KINDS:
+        table = {"kind": what, **overrides_table(set_ or [])}
+        schedule = links.build(table, peers or 16, seed, Path())
+    else:
+        schedule = links.load(Path(what), peers, seed)
+    rule = tables.choose(RULES, mixing, "--mixing")
+    console = Console()
+    console.print(survey_table(links.survey(schedule, rule, ticks)))
+    write_topology(schedule, ticks, out)
+    console.print(f"picture: {out}", soft_wrap=True)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the data sets this package can read and where they were found."""
+    from p2p_dml.data.fetch import available
+
+    table = Table("name", "found at", "download", "what")
+    for row in available():
+        size = f"{row.num_bytes / 1e6:.1f} MB" if row.num_bytes else "none needed"
+        table.add_row(row.name, row.place or "not found", size, row.description)
+    Console().print(table)
+
+
+@data_app.command("fetch")
+def data_fetch(
+    name: Annotated[str, typer.Argument(help="data set, see `p2p-dml data list`")],
+    to: Annotated[Path | None, typer.Option(help="folder; default: $P2P_DML_DATA")] = None,
+) -> None:
+    """Download a data set, checked against known checksums."""
+    from p2p_dml.data.fetch import fetch
+
+    for path in fetch(name, to):
+        print(path)
+
+
+class _Watch:
+    """The live view of a run, or nothing with --quiet; closed whatever happens."""
+
+    def __init__(self, peers: int, rounds: int, console: Console, quiet: bool) -> None:
+        self._sizes = peers, rounds
+        self._console = console
+        self._quiet = quiet
+        self._close: Callable[[], None] = lambda: None
+        self._next = 0.0
+
+    def __enter__(self) -> _Watch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close()
+
+    def begin(self, folder: Path, started: float) -> Callable[[], None]:
+        """Begin to follow a run folder; the result is to be called often."""
+        from p2p_dml.report import LiveView
+
+        if self._quiet:
+            return lambda: None
+        view = LiveView(folder, *self._sizes, self._console, started)
+        self._close = view.close
+
+        def update() -> None:
+            if time.monotonic() >= self._next:
+                view.update()
+                self._next = time.monotonic() + 0.25
+
+        return update
+
+
+def _conclude(folder: Path, console: Console) -> None:
+    """Write the report and print the final table and where everything is."""
+    from p2p_dml import config, report
+    from p2p_dml.assemble import schedule_of
+
+    schedule = (
+        schedule_of(config.load(folder / "run.toml")) if (folder / "run.toml").exists() else None
+    )
+    page = report.write(folder, schedule)
+    console.print(report.final_table(report.load(folder)))
+    console.print(f"report: {page}", soft_wrap=True)

@@ -1,0 +1,198 @@
+"""The run file: one typed TOML file says everything about a run.
+
+Tables that choose something by name (`[strategy]`, `[links]`, `[model]`, …) are checked against the
+signature of what they choose, in `p2p_dml.assemble`; everything else is checked here. Each field's
+description is its manual.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from p2p_dml.errors import ConfigError
+from p2p_dml.tables import nearest
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Table = dict[str, Any]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class TransportConfig(_Section):
+    """How messages travel."""
+
+    kind: Literal["zeromq"] = Field("zeromq", description="the transport")
+    scheme: Literal["ipc", "tcp"] = Field(
+        "ipc",
+        description="local runs: Unix sockets (ipc) or loopback TCP, ports chosen by the system",
+    )
+    addresses: list[str] = Field(
+        [],
+        description="`p2p-dml peer`: one address per peer, such as tcp://10.0.0.7:5803; "
+        "empty = host and base_port + peer id",
+    )
+    host: str = Field("127.0.0.1", description="`p2p-dml peer` without addresses: the host")
+    base_port: int = Field(5800, ge=1, le=65000, description="port of peer 0; peer i takes + i")
+    startup_s: float = Field(60.0, gt=0, description="wait for every neighbour's first hello")
+    straggler_s: float = Field(60.0, gt=0, description="wait for a slow neighbour in an exchange")
+    heartbeat_s: float = Field(5.0, gt=0, description="silence after which a connection is dead")
+    linger_s: float = Field(5.0, ge=0, description="wait at the end until others have read all")
+    queue_messages: int = Field(4, ge=1, description="messages queued per neighbour and direction")
+    max_message_bytes: int = Field(1 << 30, ge=1 << 10, description="larger ones are refused")
+
+
+class RunConfig(_Section):
+    """A whole run. `folder` (not part of the file) is where relative paths start."""
+
+    name: str = Field("run", description="shown in reports; names the default run folder")
+    peers: int = Field(ge=1, le=100_000, description="number of peers")
+    rounds: int = Field(ge=1, description="number of rounds")
+    seed: int = Field(0, ge=0, lt=1 << 63, description="everything random follows from it")
+    dtype: Literal["float32", "float64"] = Field("float32", description="of parameters and data")
+    threads: int = Field(1, ge=1, description="torch threads per peer")
+    strategy: Table = Field(description="what is sent and how it is combined: name, parameters")
+    links: Table = Field(description="who talks to whom in a round: kind, parameters; or file")
+    mixing: str = Field("metropolis", description="mixing rule: from a graph to weights")
+    data: Table = Field({"name": "digits"}, description="data set: name, parameters")
+    partition: Table = Field({"name": "iid"}, description="how the data are dealt to peers")
+    model: Table = Field({"name": "softmax"}, description="model: name, parameters")
+    train: Table = Field({}, description="local training: optimiser, lr, steps; or function")
+    evaluate_every: int = Field(1, ge=0, description="rounds between evaluations; 0 = at the end")
+    checkpoint_every: int = Field(0, ge=0, description="rounds between checkpoints; 0 = at the end")
+    min_neighbours: int = Field(1, ge=0, description="heard fewer: the round is local only")
+    max_isolated_rounds: int = Field(10, ge=1, description="exchanges in isolation before exit 4")
+    transport: TransportConfig = Field(TransportConfig(), description="how messages travel")
+    folder: Path = Field(Path(), exclude=True)
+
+    @field_validator("strategy", "data", "model", "partition", mode="before")
+    @classmethod
+    def _name_alone(cls, value: object) -> object:
+        """`strategy = "dpsgd"` is short for `strategy = { name = "dpsgd" }`."""
+        return {"name": value} if isinstance(value, str) else value
+
+    @field_validator("links", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @field_validator("train", mode="before")
+    @classmethod
+    def _function_alone(cls, value: object) -> object:
+        return {"function": value} if isinstance(value, str) else value
+
+    def canonical(self) -> str:
+        """What all peers of a run must agree on, as text: equal runs, equal text."""
+        local = {"name", "transport", "threads", "evaluate_every", "checkpoint_every"}
+        fields = self.model_dump(exclude=local | {"min_neighbours", "max_isolated_rounds"})
+        # Hosts keep files in different places; that the contents agree shows in the first graphs.
+        fields["links"] = _map_files(self.links, lambda file: Path(file).name)
+        return json.dumps(fields, sort_keys=True)
+
+    def private_seed(self, peer: int, purpose: str) -> int:
+        """A 63-bit seed that differs between peers and purposes and follows from `seed`."""
+        text = f"{self.seed}/{peer}/{purpose}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def load(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) -> RunConfig:
+    """Read a run file and apply `key=value` overrides; relative paths start at `folder` (its own).
+
+    Raises ConfigError that says what is wrong, where, and what would be right.
+    """
+    try:
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read the run file: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML: {error}") from error
+    for override in overrides:
+        _override(tables, override)
+    return parse(tables, folder or path.parent, str(path))
+
+
+def parse(tables: Mapping[str, object], folder: Path, where: str = "run") -> RunConfig:
+    """Check a run file's tables; relative paths in it start at `folder`."""
+    if "folder" in tables:
+        raise ConfigError(f"{where}: folder: unknown key; {nearest('folder', _keys(RunConfig))}")
+    try:
+        return RunConfig.model_validate({**tables, "folder": folder})
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(e, where) for e in error.errors())) from error
+
+
+def dump(config: RunConfig, path: Path) -> None:
+    """Write the effective config, defaults included, as a run file to run from anywhere."""
+    tables = config.model_dump()
+    tables["links"] = _map_files(config.links, lambda file: str((config.folder / file).resolve()))
+    path.write_text(tomli_w.dumps(tables), encoding="utf-8")
+
+
+def overrides_table(overrides: Sequence[str]) -> Table:
+    """The table that a list of `key=value` overrides makes by itself."""
+    tables: Table = {}
+    for override in overrides:
+        _override(tables, override)
+    return tables
+
+
+def _map_files(table: Any, change: Callable[[str], str]) -> Any:
+    """Rewrite the `file` entries of a links table, those of nested schedules too."""
+    if isinstance(table, list):
+        return [_map_files(entry, change) for entry in table]
+    if not isinstance(table, Mapping):
+        return table
+    return {
+        key: change(value)
+        if key == "file" and isinstance(value, str)
+        else _map_files(value, change)
+        for key, value in table.items()
+    }
+
+
+def _keys(section: type[BaseModel]) -> list[str]:
+    return [name for name, field in section.model_fields.items() if not field.exclude]
+
+
+def _explain(error: Any, where: str) -> str:
+    """One pydantic error as: file, path, what was expected, what was found."""
+    *parents, key = error["loc"]
+    path = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        section = TransportConfig if parents == ["transport"] else RunConfig
+        return f"{where}: {path}: unknown key; {nearest(str(key), _keys(section))}"
+    if error["type"] == "missing":
+        return f"{where}: {path}: missing; this key has no default"
+    found = error["input"]
+    return f"{where}: {path}: {error['msg'].lower()}; found {type(found).__name__} {found!r}"
+
+
+def _override(tables: Table, override: str) -> None:
+    """Apply one `a.b=value`; the value is TOML, or a bare word taken as text."""
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"--set {override}: expected key=value, such as rounds=50")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    *parents, last = key.strip().split(".")
+    for step in parents:
+        below = tables.setdefault(step, {})
+        if not isinstance(below, dict):
+            below = tables[step] = {"kind" if step == "links" else "name": below}
+        tables = below
+    tables[last] = value

@@ -1,0 +1,217 @@
+"""All peers as processes of this machine: `p2p-dml run`."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+
+from p2p_dml import data
+from p2p_dml.assemble import Blueprint, blueprint, check_all, load_data
+from p2p_dml.config import RunConfig
+from p2p_dml.errors import WORST_FIRST, ExitCode, StorageError
+from p2p_dml.launchers import folder
+from p2p_dml.launchers.rendezvous import Desk
+from p2p_dml.launchers.single import Assignment
+from p2p_dml.types import PeerId
+
+STOP_GRACE_S = 60.0
+"""How long peers may take to finish their round after a first Ctrl-C."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended: each peer's exit status, and what the failed ones said."""
+
+    folder: Path
+    exit_codes: dict[PeerId, int]
+    errors: dict[PeerId, str] = field(default_factory=dict)
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """The worst peer's; a peer ended by a signal has failed."""
+        codes = {ExitCode(max(code, 0) if code >= 0 else 1) for code in self.exit_codes.values()}
+        return next(code for code in WORST_FIRST if code in codes)
+
+
+class _Aborted(Exception):
+    """A peer ended before all had met."""
+
+
+def run(
+    config: RunConfig, out: Path | None, watch: Callable[[Path, float], Callable[[], None]]
+) -> Outcome:
+    """Run all peers to their end; `watch(folder, started)` gives a function called meanwhile.
+
+    The first SIGINT or SIGTERM lets peers finish their round and save; the second kills them.
+    Raises ConfigError before anything is written, StorageError if the folder cannot be.
+    """
+    started = time.time()
+    path = folder.choose(out, config)
+    with _nursery(config.threads) as nursery, _scratch() as scratch:
+        shared = blueprint(config, *load_data(config))
+        model = check_all(shared)
+        folder.create(path, shared, model, "run", started)
+        _lay_out(shared, scratch)
+        desk = Desk(scratch / "desk.sock", config.peers)
+        nursery.begin(config.peers, _assignment(config, path, scratch))
+        update = watch(path, started)
+        with _stopping(nursery):
+            with suppress(_Aborted):
+                desk.gather(config.transport.startup_s, nursery.abort_if_ended)
+                shutil.rmtree(scratch / "data", ignore_errors=True)  # every peer has mapped it
+                desk.publish()
+            desk.close()
+            while nursery.running:
+                nursery.listen(0.25)
+                update()
+            update()
+        return Outcome(path, nursery.exit_codes, _errors(scratch))
+
+
+def _assignment(config: RunConfig, path: Path, scratch: Path) -> dict[str, Any]:
+    everyone = Assignment(str(path.resolve()), str(scratch), str(config.folder.resolve()), me=0)
+    return {key: value for key, value in asdict(everyone).items() if key != "me"}
+
+
+def _lay_out(shared: Blueprint, scratch: Path) -> None:
+    """Put data set and shards where every peer maps them, once for all."""
+    if shared.dataset is None:
+        return
+    data.share(shared.dataset, scratch / "data")
+    with folder.storage(scratch):
+        for peer, shard in shared.shards.items():
+            np.save(scratch / f"shard-{peer}.npy", shard, allow_pickle=False)
+
+
+def _errors(scratch: Path) -> dict[PeerId, str]:
+    files = {int(path.stem): path for path in scratch.glob("*.error")}
+    return {peer: files[peer].read_text(encoding="utf-8") for peer in sorted(files)}
+
+
+class _Nursery:
+    """The launcher's view of the nursery: who runs, who ended and how."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._pids: dict[PeerId, int] = {}
+        self._unread = b""
+        self._stopped_at: float | None = None
+        self.running: set[PeerId] = set()
+        self.exit_codes: dict[PeerId, int] = {}
+
+    def begin(self, num_peers: int, assignment: dict[str, Any]) -> None:
+        """Have all peers forked."""
+        assert self._process.stdin is not None
+        self.running = set(range(num_peers))
+        order = {"peers": sorted(self.running), "assignment": assignment}
+        with suppress(BrokenPipeError):  # it failed already; `listen` will find out
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def listen(self, timeout_s: float) -> None:
+        """Take in what the nursery reports, waiting at most `timeout_s`."""
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if selector.select(timeout_s):
+                self._take(os.read(self._process.stdout.fileno(), 1 << 16))
+        if self._stopped_at and time.monotonic() > self._stopped_at + STOP_GRACE_S:
+            self.signal(signal.SIGKILL)
+
+    def _take(self, chunk: bytes) -> None:
+        if not chunk:  # the nursery is gone, and the kernel has ended its children
+            self.exit_codes |= dict.fromkeys(self.running, int(ExitCode.FAILED))
+            self.running.clear()
+        *lines, self._unread = (self._unread + chunk).split(b"\n")
+        for entry in map(json.loads, lines):
+            if "pid" in entry:
+                self._pids[entry["peer"]] = entry["pid"]
+            else:
+                self.exit_codes[entry["peer"]] = entry["code"]
+                self.running.discard(entry["peer"])
+
+    def abort_if_ended(self) -> None:
+        """End everything if a peer ended before all had met; raises _Aborted then."""
+        self.listen(0.0)
+        if self.exit_codes or self._stopped_at:
+            self.signal(signal.SIGTERM)
+            raise _Aborted
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to every running peer."""
+        for peer in self.running & self._pids.keys():
+            with suppress(ProcessLookupError):
+                os.kill(self._pids[peer], number)
+
+    def stop(self) -> None:
+        """First call: let peers finish and save. Second: kill them."""
+        self.signal(signal.SIGTERM if self._stopped_at is None else signal.SIGKILL)
+        self._stopped_at = time.monotonic()
+
+
+@contextmanager
+def _nursery(threads: int) -> Iterator[_Nursery]:
+    """Start the nursery (its imports run beside ours); gone with all its children at the end."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "p2p_dml.launchers.nursery"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | dict.fromkeys(names, str(threads)),
+        start_new_session=True,
+    )
+    try:
+        yield _Nursery(process)
+    finally:
+        assert process.stdin is not None and process.stdout is not None
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder in memory, if there is one, for data set and sockets; removed at the end."""
+    memory = Path("/dev/shm")
+    place = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
+    try:
+        with tempfile.TemporaryDirectory(prefix="p2p-", dir=place) as name:
+            yield Path(name)
+    except OSError as error:
+        raise StorageError(f"cannot use a temporary folder: {error}") from error
+
+
+@contextmanager
+def _stopping(nursery: _Nursery) -> Iterator[None]:
+    """Have SIGINT and SIGTERM stop the peers, not the launcher."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nursery.stop()
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

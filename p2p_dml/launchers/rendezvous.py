@@ -1,0 +1,82 @@
+"""How peers of one machine learn each other's addresses: bind first, then tell, then be told.
+
+Every peer binds a free address of its own choice and registers it at the launcher's desk, a Unix
+socket; once all have, the desk answers everyone with the whole address book. No port is guessed,
+so none can be taken in between.
+"""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from p2p_dml.errors import StartupError
+from p2p_dml.types import PeerId
+
+Book = dict[PeerId, str]
+
+
+class Desk:
+    """The launcher's end."""
+
+    def __init__(self, path: Path, num_peers: int) -> None:
+        self._num_peers = num_peers
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.bind(str(path))
+        self._listener.listen(num_peers)
+        self._book: Book = {}
+        self._visitors: list[socket.socket] = []
+
+    def gather(self, timeout_s: float, check: Callable[[], None]) -> Book:
+        """Wait until every peer has registered, calling `check` meanwhile (it may raise).
+
+        Raises StartupError naming the peers that did not register in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._listener, selectors.EVENT_READ)
+            while len(self._book) < self._num_peers:
+                check()
+                if time.monotonic() > deadline:
+                    late = sorted(set(range(self._num_peers)) - self._book.keys())
+                    raise StartupError(f"peers {late} did not start within {timeout_s:g} s")
+                if selector.select(0.1):
+                    self._admit()
+        return self._book
+
+    def _admit(self) -> None:
+        visitor, _ = self._listener.accept()
+        with visitor.makefile("rb") as lines:
+            entry = json.loads(lines.readline())
+        self._book[entry["peer"]] = entry["endpoint"]
+        self._visitors.append(visitor)
+
+    def publish(self) -> None:
+        """Answer every registered peer with the book."""
+        answer = json.dumps(self._book).encode() + b"\n"
+        for visitor in self._visitors:
+            visitor.sendall(answer)
+        self.close()
+
+    def close(self) -> None:
+        for each in (*self._visitors, self._listener):
+            each.close()
+
+
+def register(desk: Path, peer: PeerId, endpoint: str) -> Book:
+    """Tell the desk where this peer listens and wait for the book.
+
+    Raises StartupError if the launcher goes away first.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visit:
+        visit.connect(str(desk))
+        visit.sendall(json.dumps({"peer": peer, "endpoint": endpoint}).encode() + b"\n")
+        with visit.makefile("rb") as lines:
+            answer = lines.readline()
+    if not answer:
+        raise StartupError(f"peer {peer}: the launcher went away before the run began")
+    return {int(key): address for key, address in json.loads(answer).items()}

@@ -1,0 +1,240 @@
+"""One peer in this process: what launchers start, `p2p-dml peer`, and `p2p_dml.Peer`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import nn
+
+from p2p_dml import config as run_files
+from p2p_dml import data
+from p2p_dml.assemble import Blueprint, blueprint, check_needs, learner_of, load_data, loop_of
+from p2p_dml.config import RunConfig
+from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError
+from p2p_dml.events import Event, EventLog, Finished, Joined, Started, event_file
+from p2p_dml.launchers import folder
+from p2p_dml.launchers.process import keep_freed_memory, memory_mb
+from p2p_dml.launchers.rendezvous import register
+from p2p_dml.learners import FunctionLearner, SupervisedLearner
+from p2p_dml.peer import PeerLoop, drive
+from p2p_dml.tensors import num_elements
+from p2p_dml.transports.zeromq import Limits, ZeroMQTransport
+from p2p_dml.types import PeerId
+
+AnyLearner = SupervisedLearner | FunctionLearner
+Introduce = Callable[[str], Mapping[PeerId, str]]
+"""Own endpoint -> everybody's address."""
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What the local launcher hands a forked peer: plain text and a number, so it can be JSON.
+
+    `shared` is the launcher's folder with data set, shards and sockets; relative paths of the run
+    file begin at `folder`.
+    """
+
+    run: str
+    shared: str
+    folder: str
+    me: PeerId
+
+
+class _Stopped(P2PError):
+    """A signal came before the first round."""
+
+    exit_code = ExitCode.STOPPED
+
+
+def run_assignment(task: Assignment) -> ExitCode:
+    """Run one peer of a local run. An error is left in the shared folder for the launcher too."""
+    shared, run = Path(task.shared), Path(task.run)
+    try:
+        config = run_files.load(run / "run.toml", folder=Path(task.folder))
+        dataset = data.open_shared(shared / "data") if (shared / "data").exists() else None
+        shard = {task.me: np.load(shared / f"shard-{task.me}.npy")} if dataset is not None else {}
+        parts = blueprint(config, dataset, shard)
+        is_ipc = config.transport.scheme == "ipc"
+        bind = f"ipc://{shared}/{task.me}.sock" if is_ipc else "tcp://127.0.0.1:*"
+        learner = learner_of(parts, parts.model(), task.me)
+        return run_peer(parts, learner, task.me, run, bind, _desk(shared, task.me))
+    except P2PError as error:
+        (shared / f"{task.me}.error").write_text(str(error), encoding="utf-8")
+        return error.exit_code
+
+
+def _desk(shared: Path, me: PeerId) -> Introduce:
+    return lambda endpoint: register(shared / "desk.sock", me, endpoint)
+
+
+def run_alone(config: RunConfig, me: PeerId, out: Path) -> ExitCode:
+    """`p2p-dml peer`: read the data, take the shard of `me`, meet the others at fixed addresses."""
+    _check_id(config, me)
+    dataset, shards = load_data(config)
+    parts = blueprint(config, dataset, shards)
+    check_needs(parts)
+    learner = learner_of(parts, parts.model(), me)
+    return _meet_and_run(parts, learner, me, out)
+
+
+class Peer:
+    """A peer around a training loop of your own, without the command line.
+
+    `train(model, round)` trains `model` in place and returns the loss, or a mapping with "loss";
+    `evaluate(model)` returns a mapping with "accuracy" and "loss". All peers must start from equal
+    weights and name the same run file.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train: Callable[[nn.Module, int], object],
+        *,
+        run: str | Path | RunConfig,
+        me: PeerId,
+        evaluate: Callable[[nn.Module], object] | None = None,
+        out: str | Path | None = None,
+    ) -> None:
+        self.model = model
+        self.me = me
+        self.config = run if isinstance(run, RunConfig) else run_files.load(Path(run))
+        _check_id(self.config, me)
+        self.out = Path(out) if out else Path("runs", self.config.name)
+        self._learner = FunctionLearner(model, train, evaluate, peer=me)
+
+    def run(self) -> ExitCode:
+        """Train and gossip to the end; the trained weights are in `model`.
+
+        Returns DONE or STOPPED (by a signal, after a checkpoint); raises P2PError otherwise.
+        """
+        parts = blueprint(self.config)
+        check_needs(parts)
+        return _meet_and_run(parts, self._learner, self.me, self.out)
+
+
+def _check_id(config: RunConfig, me: PeerId) -> None:
+    if not 0 <= me < config.peers:
+        raise ConfigError(
+            f"peer id {me} is out of range: the run has peers 0 to {config.peers - 1}"
+        )
+
+
+def _meet_and_run(parts: Blueprint, learner: AnyLearner, me: PeerId, out: Path) -> ExitCode:
+    """Bind the address that the run file gives this peer and run."""
+    book = addresses(parts.config)
+    if not (out / "run.json").exists():
+        folder.create(out, parts, learner.module, "peer", time.time())
+    return run_peer(parts, learner, me, out, book[me], lambda endpoint: book)
+
+
+def addresses(config: RunConfig) -> dict[PeerId, str]:
+    """Everybody's fixed address, as `[transport]` says. ConfigError if some are missing."""
+    transport = config.transport
+    if not transport.addresses:
+        return {
+            peer: f"tcp://{transport.host}:{transport.base_port + peer}"
+            for peer in range(config.peers)
+        }
+    if len(transport.addresses) != config.peers or len(set(transport.addresses)) != config.peers:
+        raise ConfigError(
+            f"transport.addresses: expected {config.peers} different addresses, one per peer, "
+            f"found {len(set(transport.addresses))}"
+        )
+    return dict(enumerate(transport.addresses))
+
+
+def run_peer(
+    parts: Blueprint,
+    learner: AnyLearner,
+    me: PeerId,
+    run: Path,
+    bind: str,
+    introduce: Introduce,
+) -> ExitCode:
+    """Bind, meet the neighbours, run all rounds, take leave; every ending is in the event log."""
+    begin = time.monotonic()
+    keep_freed_memory()
+    torch.set_num_threads(parts.config.threads)
+    events: list[Event] = []  # until the log is open
+    digest, incarnation = parts.digest(learner.module), secrets.randbits(62)
+    limits = limits_of(parts.config)
+    transport = ZeroMQTransport(me, bind, digest, incarnation, limits, events.append)
+    log: EventLog | None = None
+    loop: PeerLoop | None = None
+    try:
+        # The log opens after the bind: a second peer with this id fails before it writes a line.
+        log = EventLog(event_file(run, me), me)
+        transport.on_event = log.write
+        log.write(_started(parts, learner, me, incarnation, transport.endpoint))
+        loop = loop_of(parts, learner, me, digest, run, log.write, memory_mb)
+        with _on_signals(_raise_stopped):
+            transport.open(introduce(transport.endpoint), loop.neighbours(1))
+        log.write(Joined(time.monotonic() - begin))
+        with _on_signals(loop.stop):
+            code = drive(loop, transport, parts.config.transport.straggler_s)
+            transport.close()
+        log.write(Finished(loop.round, code))
+        return code
+    except Exception as error:
+        is_known = isinstance(error, P2PError)
+        code = error.exit_code if isinstance(error, P2PError) else ExitCode.FAILED
+        why = str(error) if is_known else f"{type(error).__name__}: {error}"
+        if log is not None:
+            with suppress(StorageError):  # the disk may be what failed
+                log.write(Finished(loop.round if loop else 0, code, why))
+        raise
+    finally:
+        transport.close()
+        if log is not None:
+            log.close()
+
+
+def limits_of(config: RunConfig) -> Limits:
+    """The `[transport]` table as the transport's limits."""
+    names = {field.name for field in fields(Limits)}
+    return Limits(**config.transport.model_dump(include=names))
+
+
+def _started(
+    parts: Blueprint, learner: AnyLearner, me: PeerId, incarnation: int, endpoint: str
+) -> Started:
+    counts = data.class_counts(parts.dataset, parts.shards[me]) if parts.dataset else []
+    parameters = num_elements(learner.params)
+    return Started(os.getpid(), incarnation, endpoint, parameters, learner.num_samples, counts)
+
+
+def _raise_stopped() -> NoReturn:
+    raise _Stopped("stopped by a signal before the first round")
+
+
+@contextmanager
+def _on_signals(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` at the first SIGINT or SIGTERM; a second one kills."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        act()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a host program that runs peers in threads keeps its signals to itself
+        return
+    before = [signal.signal(number, handle) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,348 @@
+"""The life of a peer: rounds of training, exchanging and mixing, free of sockets and clocks.
+
+`PeerLoop.run` is a generator, as a strategy's round is: it yields the next exchange and is sent
+what was delivered. `drive` runs it over a blocking transport; `p2p_dml.simulate` runs all peers'
+loops in lock step over memory. Both therefore run the same code, line by line.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from torch import Tensor
+
+from p2p_dml.errors import ExitCode, IsolationError
+from p2p_dml.events import (
+    PHASES,
+    Checkpointed,
+    Evaluated,
+    Event,
+    Isolated,
+    Memory,
+    Rejected,
+    RoundDone,
+)
+from p2p_dml.kernels import sketch
+from p2p_dml.links import Walk
+from p2p_dml.tensors import mismatch
+from p2p_dml.types import (
+    AnyStrategy,
+    Inbox,
+    Learner,
+    Mail,
+    Neighbourhood,
+    Outbox,
+    Part,
+    Payload,
+    PeerId,
+    Tag,
+    Tensors,
+    Transport,
+)
+
+LOOKAHEAD = 8
+"""Rounds whose neighbours are connected in advance; the first ones are waited for at start-up."""
+
+
+class Metrics(Protocol):
+    """What an evaluation found; None where the learner cannot tell."""
+
+    @property
+    def accuracy(self) -> float | None: ...
+    @property
+    def loss(self) -> float | None: ...
+
+
+class LocalLearner(Learner, Protocol):
+    """What the loop needs of a learner beyond what strategies see."""
+
+    def seek(self, round: int) -> None:
+        """Set `round`, from which the batches of the round follow."""
+        ...
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Figures of the last local training beyond its loss."""
+        ...
+
+    def evaluate(self) -> Metrics: ...
+
+    def state(self) -> Tensors:
+        """Everything to continue from: parameters, buffers, optimiser."""
+        ...
+
+
+Save = Callable[[int, Tensors, object], str]
+"""(round, learner state, strategy state) -> file written, relative to the run folder."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How long to run and what to do on the way; `every` = 0 means only after the last round."""
+
+    rounds: int
+    seed: int
+    evaluate_every: int = 1
+    checkpoint_every: int = 0
+    min_neighbours: int = 1
+    max_isolated_rounds: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What the loop asks its driver to do: send `outbox`, then collect `tag` from `senders`."""
+
+    tag: Tag
+    outbox: Outbox
+    senders: tuple[PeerId, ...]
+    upcoming: frozenset[PeerId]
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """What the driver brings back: mail, payload bytes sent, and the seconds both took."""
+
+    mail: Mail
+    bytes_out: int
+    send_s: float = 0.0
+    wait_s: float = 0.0
+
+
+@dataclass
+class _Tally:
+    """Figures of one round, summed over its exchanges."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
+    bytes_out: int = 0
+    bytes_in: int = 0
+    expected: set[PeerId] = field(default_factory=set)
+    missing: set[PeerId] = field(default_factory=set)
+    late: int = 0
+    lost_weight: float = 0.0
+
+
+class _Meter:
+    """The learner as a strategy sees it, with the time and loss of its training noted."""
+
+    def __init__(self, learner: LocalLearner, clock: Callable[[], float]) -> None:
+        self._learner = learner
+        self._clock = clock
+        self.seconds = 0.0
+        self.loss: float | None = None
+
+    @property
+    def params(self) -> Tensors:
+        return self._learner.params
+
+    @params.setter
+    def params(self, new: Mapping[str, Tensor]) -> None:
+        self._learner.params = dict(new)
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        return self._learner.parts
+
+    @property
+    def round(self) -> int:
+        return self._learner.round
+
+    def train(self) -> float:
+        begin = self._clock()
+        self.loss = self._learner.train()
+        self.seconds += self._clock() - begin
+        return self.loss
+
+    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
+        begin = self._clock()
+        gradient = self._learner.grad(at)
+        self.seconds += self._clock() - begin
+        return gradient
+
+
+class PeerLoop:
+    """One peer's rounds. Everything it touches is handed in; it opens nothing itself."""
+
+    def __init__(
+        self,
+        me: PeerId,
+        strategy: AnyStrategy,
+        learner: LocalLearner,
+        walk: Walk,
+        plan: Plan,
+        *,
+        on_event: Callable[[Event], None],
+        save: Save,
+        memory: Callable[[], tuple[float, float]] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.me = me
+        self.round = 0
+        self._strategy = strategy
+        self._learner = learner
+        self._meter = _Meter(learner, clock)
+        self._walk = walk
+        self._plan = plan
+        self._on_event = on_event
+        self._save = save
+        self._memory = memory
+        self._clock = clock
+        self._tally = _Tally()
+        self._isolated_rounds = 0
+        self._stop = False
+
+    def stop(self) -> None:
+        """Leave after the round being run, with a checkpoint; a signal handler may call this."""
+        self._stop = True
+
+    def neighbours(self, round: int, rounds: int = LOOKAHEAD) -> frozenset[PeerId]:
+        """Everyone this peer hears or is heard by in `rounds` rounds from `round` on."""
+        last = min(round + rounds, self._plan.rounds + 1)
+        tags = [Tag(r, e) for r in range(round, last) for e in range(self._strategy.exchanges)]
+        hoods = [self._walk.at(tag) for tag in tags]
+        return frozenset().union(*(h.in_weights.keys() | h.out_weights.keys() for h in hoods))
+
+    def run(self) -> Generator[Exchange, Delivery, ExitCode]:
+        """Run all rounds; returns DONE, or STOPPED if `stop` was called.
+
+        Raises TrainingError, StorageError, IsolationError.
+        """
+        state = self._strategy.init(self._meter, self._plan.seed)
+        self._evaluate()
+        for round_ in range(1, self._plan.rounds + 1):
+            self.round = round_
+            self._tally = _Tally()
+            self._learner.seek(round_)
+            state = yield from self._round(state)
+            last = round_ == self._plan.rounds or self._stop
+            if last or _is_due(round_, self._plan.evaluate_every):
+                self._evaluate()
+            self._report(state)
+            if last or _is_due(round_, self._plan.checkpoint_every):
+                file = self._save(round_, self._learner.state(), state)
+                self._on_event(Checkpointed(round_, file))
+            if self._stop:
+                return ExitCode.STOPPED
+        return ExitCode.DONE
+
+    def _round(self, state: object) -> Generator[Exchange, Delivery, object]:
+        """One round of the strategy; its state changes only when the round is complete."""
+        self._walk.seek(Tag(self.round))
+        steps = self._strategy.round(state, self._meter, self._walk)
+        outbox, state = self._advance(steps, None)
+        while outbox is not None:
+            tag, hood = self._walk.tag, self._walk.now
+            upcoming = (
+                self.neighbours(self.round + LOOKAHEAD, 1) if tag.exchange == 0 else frozenset()
+            )
+            delivery = yield Exchange(tag, outbox, tuple(hood.in_weights), upcoming)
+            inbox = self._inbox(hood, outbox, delivery)
+            self._walk.advance()
+            outbox, state = self._advance(steps, inbox)
+        return state
+
+    def _advance(
+        self, steps: Generator[Outbox, Inbox, object], inbox: Inbox | None
+    ) -> tuple[Outbox | None, object]:
+        """Run the strategy to its next exchange (outbox) or its end (None and the new state)."""
+        begin, trained_s = self._clock(), self._meter.seconds
+        try:
+            return (next(steps) if inbox is None else steps.send(inbox)), None
+        except StopIteration as end:
+            return None, end.value
+        finally:
+            trained_s = self._meter.seconds - trained_s
+            self._tally.seconds["train"] += trained_s
+            self._tally.seconds["mix"] += self._clock() - begin - trained_s
+
+    def _inbox(self, hood: Neighbourhood, outbox: Outbox, delivery: Delivery) -> Inbox:
+        """Keep what conforms to what this peer sent itself; the rest counts as missing."""
+        own = next(iter(outbox.values()), None)
+        good: dict[PeerId, Payload] = {}
+        for sender, payload in delivery.mail.on_time.items():
+            wrong = mismatch(payload.tensors, own.tensors if own else self._learner.params)
+            if wrong is None:
+                good[sender] = payload
+            else:
+                self._on_event(Rejected(sender, self.round, wrong))
+        if len(good) < min(self._plan.min_neighbours, len(hood.in_weights)):
+            self._note_isolation(len(good))
+            good = {}
+        elif hood.in_weights:
+            self._isolated_rounds = 0
+        inbox = Inbox(hood, good, delivery.mail.late)
+        self._count(inbox, delivery)
+        return inbox
+
+    def _count(self, inbox: Inbox, delivery: Delivery) -> None:
+        tally = self._tally
+        tally.seconds["send"] += delivery.send_s
+        tally.seconds["wait"] += delivery.wait_s
+        tally.bytes_out += delivery.bytes_out
+        tally.bytes_in += delivery.mail.num_bytes
+        tally.expected.update(inbox.hood.in_weights)
+        tally.missing.update(inbox.missing)
+        tally.late += len(inbox.late)
+        tally.lost_weight += sum(inbox.hood.in_weights[j] for j in inbox.missing)
+
+    def _note_isolation(self, heard: int) -> None:
+        self._isolated_rounds += 1
+        self._on_event(Isolated(self.round, heard))
+        if self._isolated_rounds >= self._plan.max_isolated_rounds:
+            raise IsolationError(
+                f"peer {self.me}, round {self.round}: heard {heard} neighbours, fewer than "
+                f"min_neighbours = {self._plan.min_neighbours}, in {self._isolated_rounds} "
+                "exchanges in a row; the others are gone or unreachable"
+            )
+
+    def _evaluate(self) -> None:
+        begin = self._clock()
+        metrics = self._learner.evaluate()
+        seconds = self._clock() - begin
+        self._tally.seconds["evaluate"] += seconds
+        text = sketch.encode(sketch.sketch(self._learner.params, self._walk.seed))
+        self._on_event(Evaluated(self.round, metrics.accuracy, metrics.loss, seconds, text))
+
+    def _report(self, state: object) -> None:
+        tally = self._tally
+        self._on_event(
+            RoundDone(
+                round=self.round,
+                loss=self._meter.loss,
+                bytes_out=tally.bytes_out,
+                bytes_in=tally.bytes_in,
+                neighbours=len(tally.expected),
+                missing=sorted(tally.missing),
+                late=tally.late,
+                lost_weight=tally.lost_weight,
+                seconds=tally.seconds,
+                degrees=self._strategy.report(state),
+                metrics=self._learner.metrics,
+            )
+        )
+        if self._memory and self.round in (1, self._plan.rounds):
+            self._on_event(Memory(self.round, *self._memory()))
+
+
+def drive(loop: PeerLoop, transport: Transport, straggler_s: float) -> ExitCode:
+    """Run a peer's loop over a blocking transport, to the end or to the first error."""
+    rounds = loop.run()
+    delivery: Delivery | None = None
+    while True:
+        try:
+            exchange = next(rounds) if delivery is None else rounds.send(delivery)
+        except StopIteration as end:
+            code: ExitCode = end.value
+            return code
+        begin = time.perf_counter()
+        transport.expect(exchange.upcoming)
+        bytes_out = transport.post(exchange.tag, exchange.outbox)
+        sent = time.perf_counter()
+        mail = transport.collect(exchange.tag, exchange.senders, straggler_s)
+        delivery = Delivery(mail, bytes_out, sent - begin, time.perf_counter() - sent)
+
+
+def _is_due(round_: int, every: int) -> bool:
+    return every > 0 and round_ % every == 0

@@ -1,0 +1,50 @@
+"""Send buffers: one copy of a payload for all its receivers, in memory that is used again.
+
+Sending live tensors without a copy tears them while training goes on; fresh memory for every send
+costs more than the copy (first-touch page faults). So payloads are copied into a few kept buffers,
+each free again once libzmq has let go of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import zmq
+from torch import Tensor
+
+from p2p_dml.types import Payload
+from p2p_dml.wire import Slot, write_block
+
+ZERO_COPY_FROM = 1 << 16
+"""Below this many bytes libzmq's own copy is cheaper than tracking ours."""
+
+
+class Snapshots:
+    """A pool of send buffers; grows to as many as are in flight at once."""
+
+    def __init__(self) -> None:
+        self._pool: list[tuple[Tensor, zmq.MessageTracker]] = []
+        self._scratch = torch.empty(ZERO_COPY_FROM, dtype=torch.uint8)
+
+    def take(self, payload: Payload, slots: Sequence[Slot]) -> zmq.Frame:
+        """A frame with a copy of the payload's tensors; it may be sent any number of times."""
+        num_bytes = slots[-1].end if slots else 0
+        if num_bytes < ZERO_COPY_FROM:
+            write_block(payload.tensors, slots, self._scratch)
+            return zmq.Frame(self._scratch[:num_bytes].numpy().data, copy=True)
+        buffer = self._free_buffer(num_bytes)
+        write_block(payload.tensors, slots, buffer)
+        frame = zmq.Frame(buffer[:num_bytes].numpy().data, copy=False, track=True)
+        assert frame.tracker is not None
+        self._pool.append((buffer, frame.tracker))
+        return frame
+
+    def _free_buffer(self, num_bytes: int) -> Tensor:
+        for place, (buffer, tracker) in enumerate(self._pool):
+            if tracker.done:
+                del self._pool[place]
+                if buffer.numel() >= num_bytes:
+                    return buffer
+                break
+        return torch.empty(num_bytes, dtype=torch.uint8)

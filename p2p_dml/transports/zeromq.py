@@ -1,0 +1,388 @@
+"""Payloads over ZeroMQ: any host, no asyncio, no receiver thread, survives the death of others.
+
+One bound ROUTER takes everything in and only ever answers handshakes; one connected ROUTER sends,
+with a bounded queue per neighbour, and its socket monitor tells at once when a connection breaks.
+libzmq moves bytes in its own thread while Python computes. A connection begins with HELLO, which
+is answered by WELCOME or by REFUSED with the reason; nothing else is accepted before it.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import zmq
+from zmq.utils.monitor import parse_monitor_message
+
+from p2p_dml import wire
+from p2p_dml.errors import StartupError, WireError
+from p2p_dml.events import Event, NeighbourChanged, Rejected
+from p2p_dml.liveness import Liveness
+from p2p_dml.transports.snapshots import Snapshots
+from p2p_dml.types import Mail, Message, Outbox, Payload, PeerId, Tag
+from p2p_dml.wire import Header, Kind
+
+Frames = list[zmq.Frame]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Times and sizes of a ZeroMQ transport; `[transport]` of a run file."""
+
+    startup_s: float = 60.0
+    heartbeat_s: float = 3.0
+    drain_s: float = 0.02
+    linger_s: float = 5.0
+    queue_messages: int = 4
+    max_message_bytes: int = 1 << 30
+
+
+@final
+class ZeroMQTransport:
+    """One peer's sockets. Bind first (the constructor), then `open` with everybody's address."""
+
+    elastic = True
+
+    def __init__(
+        self,
+        me: PeerId,
+        bind: str,
+        digest: bytes,
+        incarnation: int,
+        limits: Limits,
+        on_event: Callable[[Event], None],
+    ) -> None:
+        """Bind to `bind` (port `*` takes a free one). StartupError if the address is taken."""
+        self.me = me
+        self._digest = digest
+        self._incarnation = incarnation
+        self._limits = limits
+        self.on_event = on_event
+        self._context = zmq.Context()
+        self._in = self._socket()
+        self._out = self._socket()
+        self._out.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        self._out.setsockopt(zmq.RECONNECT_IVL, 20)
+        self._out.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        self._monitor = self._out.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+        )
+        try:
+            self._in.bind(bind)
+        except zmq.ZMQError as error:
+            self._destroy()
+            raise StartupError(
+                f"peer {me}: cannot listen on {bind}: {error.strerror}; is another peer {me} "
+                "or another program using it? choose another address in [transport]"
+            ) from error
+        self.endpoint = self._in.get_string(zmq.LAST_ENDPOINT)
+        self._poller = zmq.Poller()
+        for each in (self._in, self._out, self._monitor):
+            self._poller.register(each, zmq.POLLIN)
+        self._book: dict[PeerId, str] = {}
+        self._peer_at: dict[str, PeerId] = {}
+        self._links: dict[PeerId, deque[tuple[bytes, zmq.Frame]]] = {}
+        self._contacts: dict[bytes, PeerId] = {}
+        self._incarnations: dict[PeerId, int] = {}
+        self._liveness = Liveness(limits.drain_s)
+        self._snapshots = Snapshots()
+        self._tag = Tag(0)
+        self._arrived: dict[Tag, dict[PeerId, Payload]] = {}
+        self._late: list[Message] = []
+        self._farewells: set[PeerId] = set()
+        self._refusals: dict[PeerId, str] = {}
+        self._complaints: set[tuple[PeerId | None, str]] = set()
+        self._bytes_in = 0
+        self._is_open = False
+
+    # ---- coming together ------------------------------------------------------------------
+
+    def open(self, book: Mapping[PeerId, str], neighbours: Iterable[PeerId]) -> None:
+        """Connect to `neighbours` and wait until each has exchanged hellos with this peer.
+
+        Raises StartupError naming who is missing and the address tried, or who refused and why.
+        """
+        self._book = {peer: _resolve(address) for peer, address in book.items()}
+        wanted = sorted(set(neighbours) - {self.me})
+        self.expect(wanted)
+        deadline = time.monotonic() + self._limits.startup_s
+        while missing := [j for j in wanted if not self._has_met(j)]:
+            for peer, why in self._refusals.items():
+                raise StartupError(f"peer {self.me}: peer {peer} at {self._book[peer]} {why}")
+            if time.monotonic() > deadline:
+                raise StartupError(self._who_is_missing(missing))
+            self._pump(deadline - time.monotonic())
+        self._is_open = True
+
+    def expect(self, neighbours: Iterable[PeerId]) -> None:
+        """Begin to connect to further neighbours, ahead of the round that needs them."""
+        for peer in neighbours:
+            if peer not in self._links and peer != self.me:
+                self._links[peer] = deque(maxlen=self._limits.queue_messages)
+                self._peer_at[self._book[peer]] = peer
+                self._out.setsockopt(zmq.CONNECT_ROUTING_ID, _route(peer))
+                self._out.connect(self._book[peer])
+
+    def _has_met(self, peer: PeerId) -> bool:
+        return self._liveness.state(peer) != "connecting" and peer in self._incarnations
+
+    def _who_is_missing(self, missing: Sequence[PeerId]) -> str:
+        who = ", ".join(f"peer {j} at {self._book[j]}" for j in missing)
+        foreign = "; ".join(f"refused: {why}" for _, why in sorted(self._complaints, key=str))
+        return (
+            f"peer {self.me}: no hello within {self._limits.startup_s:g} s from {who}; "
+            "was it started, and is the address right?"
+            + (f" Refused meanwhile: {foreign}" * bool(foreign))
+        )
+
+    # ---- the exchange ---------------------------------------------------------------------
+
+    def post(self, tag: Tag, outbox: Outbox) -> int:
+        """Send without blocking; a receiver that is gone or has a full queue is skipped."""
+        self._tag = tag
+        frames: dict[int, tuple[bytes, zmq.Frame, int]] = {}
+        sent = 0
+        for peer, payload in outbox.items():
+            if id(payload) not in frames:
+                slots = wire.slots_of(payload.tensors)
+                header = self._header(Kind.ROUND, tag, scalars=payload.scalars, slots=slots)
+                block = self._snapshots.take(payload, slots)
+                frames[id(payload)] = (wire.encode_header(header), block, header.block_bytes)
+            data, block, num_bytes = frames[id(payload)]
+            state = self._liveness.state(peer)
+            if state == "connecting":
+                self.expect([peer])
+                self._links[peer].append((data, block))
+                sent += num_bytes
+            elif state in ("alive", "slow") and self._send(peer, data, block):
+                sent += num_bytes
+        return sent
+
+    def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
+        """Wait for `tag`: not for the dead, for the slow up to the deadline."""
+        self._tag = tag
+        start = time.monotonic()
+        while True:
+            here = self._arrived.get(tag, {})
+            now = time.monotonic()
+            awaited = [j for j in senders if j not in here and self._liveness.is_awaited(j, now)]
+            left_s = start + deadline_s - now
+            if not awaited or left_s <= 0:
+                break
+            self._pump(min(left_s, self._liveness.recheck_s(now)))
+        for peer in awaited:
+            self._liveness.missed_deadline(peer, deadline_s)
+        self._tell_changes()
+        return self._take_mail(tag, senders)
+
+    def _take_mail(self, tag: Tag, senders: Sequence[PeerId]) -> Mail:
+        here = self._arrived.pop(tag, {})
+        for old in [t for t in self._arrived if t < tag]:
+            self._late += [Message(j, old, p) for j, p in self._arrived.pop(old).items()]
+        late, self._late = self._late, []
+        num_bytes, self._bytes_in = self._bytes_in, 0
+        on_time = {j: here[j] for j in sorted(set(senders) & here.keys())}
+        return Mail(on_time, sorted(late, key=lambda m: (m.tag, m.sender)), num_bytes)
+
+    def close(self) -> None:
+        """Say goodbye, wait (bounded) until neighbours have read everything, free the sockets."""
+        if self._context.closed:
+            return
+        goodbye = wire.encode_header(self._header(Kind.GOODBYE, self._tag))
+        waiting = {j for j in self._links if self._liveness.state(j) in ("alive", "slow")}
+        waiting = {j for j in waiting if self._send(j, goodbye)}
+        deadline = time.monotonic() + self._limits.linger_s
+        while (now := time.monotonic()) < deadline:
+            if not any(
+                j not in self._farewells and self._liveness.is_awaited(j, now) for j in waiting
+            ):
+                break
+            self._pump(min(deadline - now, self._liveness.recheck_s(now)))
+        self._destroy()
+
+    # ---- what comes in --------------------------------------------------------------------
+
+    def _pump(self, timeout_s: float) -> None:
+        """Wait for anything to happen, at most `timeout_s`, and take in all that has."""
+        self._poller.poll(max(0, int(timeout_s * 1000) + 1))
+        while frames := _receive(self._monitor):
+            self._on_monitor(frames)
+        while frames := _receive(self._out):
+            self._on_reply(frames)
+        while frames := _receive(self._in):
+            self._on_message(frames)
+
+    def _on_monitor(self, frames: Frames) -> None:
+        event = parse_monitor_message([frame.bytes for frame in frames])
+        peer = self._peer_at.get(event["endpoint"].decode())
+        if peer is None:
+            return
+        if event["event"] == zmq.EVENT_DISCONNECTED:
+            self._liveness.disconnected(peer, time.monotonic())
+        elif event["event"] == zmq.EVENT_CONNECT_RETRIED:
+            if self._is_open:
+                self._liveness.unreachable(peer)
+        else:
+            self._send(peer, wire.encode_header(self._header(Kind.HELLO, self._tag)))
+
+    def _on_reply(self, frames: Frames) -> None:
+        """WELCOME, REFUSED or FAREWELL from the peer this peer connected to."""
+        peer = _peer_of(frames[0].bytes)
+        try:
+            header = wire.decode_header(frames[-1].buffer, 0)
+        except WireError as error:
+            self._refusals[peer] = f"is not a peer of this runtime: {error}"
+            return
+        if header.kind is Kind.REFUSED:
+            self._refusals[peer] = f"refused this peer: {header.note}"
+        elif header.kind is Kind.FAREWELL:
+            self._farewells.add(peer)
+        elif header.kind is Kind.WELCOME and header.sender == peer:
+            self._liveness.welcomed(peer)
+            for data, block in self._links[peer]:
+                self._send(peer, data, block)
+            self._links[peer].clear()
+        else:
+            self._refusals[peer] = f"answers as peer {header.sender}: the address book is wrong"
+
+    def _on_message(self, frames: Frames) -> None:
+        contact = frames[0].bytes
+        sender = self._contacts.get(contact)
+        try:
+            block = frames[2].buffer if len(frames) == 3 else b""
+            header, payload = wire.decode(frames[1].buffer, block, self._limits.max_message_bytes)
+            if header.kind is Kind.HELLO:
+                self._on_hello(contact, header)
+            elif sender is None:
+                return  # queued for an earlier incarnation of this peer, before its hello
+            elif header.sender != sender or header.digest != self._digest:
+                raise WireError(f"claims to be peer {header.sender} of another run")
+            elif header.kind is Kind.GOODBYE:
+                self._liveness.said_goodbye(sender)
+                self._answer(contact, Kind.FAREWELL)
+            elif header.kind is Kind.ROUND:
+                self._on_payload(sender, header, payload)
+        except WireError as error:
+            self._complain(sender, str(error))
+            if sender is None:
+                self._answer(contact, Kind.REFUSED, str(error))
+
+    def _on_hello(self, contact: bytes, header: Header) -> None:
+        peer = header.sender
+        if header.digest != self._digest:
+            raise WireError(
+                f"peer {peer} is of another run (digest {header.digest.hex()[:12]}, here "
+                f"{self._digest.hex()[:12]}): run file, seed and p2p_dml version must be the same"
+            )
+        if peer == self.me or (self._book and peer not in self._book):
+            raise WireError(f"peer id {peer} is this peer's own or not of this run")
+        known = self._incarnations.get(peer)
+        alive = self._liveness.state(peer) in ("alive", "slow")
+        if alive and known not in (None, header.incarnation):
+            raise WireError(f"a peer {peer} is already here and alive: two peers with one id")
+        self._contacts = {c: p for c, p in self._contacts.items() if p != peer} | {contact: peer}
+        self._incarnations[peer] = header.incarnation
+        self._answer(contact, Kind.WELCOME)
+
+    def _on_payload(self, sender: PeerId, header: Header, payload: Payload) -> None:
+        self._liveness.delivered(sender)
+        self._bytes_in += header.block_bytes
+        if header.tag < self._tag:
+            self._late.append(Message(sender, header.tag, payload))
+            return
+        ahead = [tag for tag, mail in self._arrived.items() if sender in mail]
+        if len(ahead) >= self._limits.queue_messages:
+            self._complain(sender, "too many messages ahead of time")
+            return
+        self._arrived.setdefault(header.tag, {})[sender] = payload
+
+    # ---- small parts ----------------------------------------------------------------------
+
+    def _header(
+        self,
+        kind: Kind,
+        tag: Tag,
+        *,
+        note: str = "",
+        scalars: Mapping[str, float] | None = None,
+        slots: tuple[wire.Slot, ...] = (),
+    ) -> Header:
+        scalars = {name: float(x) for name, x in (scalars or {}).items()}
+        return Header(kind, self._digest, self.me, self._incarnation, tag, note, scalars, slots)
+
+    def _send(self, peer: PeerId, header: bytes, block: zmq.Frame | None = None) -> bool:
+        """Hand a message to libzmq; False if the queue is full or nobody is connected."""
+        frames: list[bytes | zmq.Frame] = [_route(peer), header]
+        if block is not None:
+            frames.append(block)
+        try:
+            self._out.send_multipart(frames, zmq.NOBLOCK, copy=False)
+        except zmq.ZMQError as error:
+            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
+                raise
+            return False
+        return True
+
+    def _answer(self, contact: bytes, kind: Kind, note: str = "") -> None:
+        """Reply on an incoming connection; dropped silently if it is gone, which is fine."""
+        header = self._header(kind, self._tag, note=note[: wire.MAX_NAME])
+        self._in.send_multipart([contact, wire.encode_header(header)], zmq.NOBLOCK)
+
+    def _complain(self, sender: PeerId | None, why: str) -> None:
+        """Report a rejected message, once per sender and reason."""
+        if (sender, why) not in self._complaints and len(self._complaints) < 1000:
+            self._complaints.add((sender, why))
+            self.on_event(Rejected(sender, self._tag.round, why))
+
+    def _tell_changes(self) -> None:
+        for change in self._liveness.take_changes():
+            self.on_event(
+                NeighbourChanged(change.neighbour, change.state, self._tag.round, change.why)
+            )
+
+    def _socket(self) -> zmq.Socket[bytes]:
+        each = self._context.socket(zmq.ROUTER)
+        each.setsockopt(zmq.LINGER, 0)
+        each.setsockopt(zmq.SNDHWM, self._limits.queue_messages)
+        each.setsockopt(zmq.RCVHWM, self._limits.queue_messages)
+        each.setsockopt(zmq.MAXMSGSIZE, max(self._limits.max_message_bytes, wire.MAX_HEADER_BYTES))
+        heartbeat_ms = int(self._limits.heartbeat_s * 1000)
+        each.setsockopt(zmq.HEARTBEAT_IVL, max(1, heartbeat_ms // 3))
+        each.setsockopt(zmq.HEARTBEAT_TIMEOUT, heartbeat_ms)
+        return each
+
+    def _destroy(self) -> None:
+        self._out.disable_monitor()
+        self._context.destroy(linger=0)
+
+
+def _receive(each: zmq.Socket[bytes]) -> Frames:
+    """The next message of a socket, empty if there is none."""
+    try:
+        return each.recv_multipart(zmq.NOBLOCK, copy=False)
+    except zmq.Again:
+        return []
+
+
+def _route(peer: PeerId) -> bytes:
+    return b"peer-%d" % peer
+
+
+def _peer_of(route: bytes) -> PeerId:
+    return int(route.removeprefix(b"peer-"))
+
+
+def _resolve(address: str) -> str:
+    """Numeric form of tcp://host:port, as the socket monitor will spell it."""
+    scheme, _, rest = address.partition("://")
+    host, _, port = rest.rpartition(":")
+    if scheme != "tcp":
+        return address
+    try:
+        return f"tcp://{socket.gethostbyname(host)}:{port}"
+    except OSError as error:
+        raise StartupError(f"cannot resolve the host of {address}: {error.strerror}") from error
