@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 
@@ -70,7 +71,8 @@ def save(run: Path, checkpoint: Checkpoint) -> str:
         save_file(checkpoint.tensors, temporary, metadata)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the folder itself may be what is missing
+            temporary.unlink()
         raise StorageError(
             f"peer {checkpoint.peer}, round {checkpoint.round}: cannot write {path}: {error}"
         ) from error

@@ -130,7 +130,12 @@ def topology_show(
     peers: Annotated[int | None, typer.Option(help="number of peers")] = None,
     ticks: Annotated[int, typer.Option(min=1, help="how many ticks to look at")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of random kinds")] = 0,
-    mixing: Annotated[str, typer.Option(help="mixing rule for the spectral gap")] = "metropolis",
+    mixing: Annotated[
+        str | None,
+        typer.Option(
+            help="rule for the spectral gap: metropolis, neighbour_mean if links are one-way"
+        ),
+    ] = None,
     set_: Override = None,
     out: Annotated[Path, typer.Option(help="picture to write")] = Path("topology.png"),
 ) -> None:
@@ -138,17 +143,20 @@ def topology_show(
     from p2p_dml import links, tables
     from p2p_dml.config import overrides_table
     from p2p_dml.kernels.mixing import RULES
-    from p2p_dml.report import survey_table, write_topology
+    from p2p_dml.report import survey_table
+    from p2p_dml.report.topology import draw_file
 
     if what in links.KINDS:
         table = {"kind": what, **overrides_table(set_ or [])}
         schedule = links.build(table, peers or 16, seed, Path())
     else:
         schedule = links.load(Path(what), peers, seed)
-    rule = tables.choose(RULES, mixing, "--mixing")
+    both_ways = all(schedule(tick).is_symmetric for tick in range(ticks))
+    default = "metropolis" if both_ways else "neighbour_mean"
+    rule = tables.choose(RULES, mixing or default, "--mixing")
     console = Console()
     console.print(survey_table(links.survey(schedule, rule, ticks)))
-    write_topology(schedule, ticks, out)
+    draw_file(schedule, schedule(0).num_peers, ticks, out)
     console.print(f"picture: {out}", soft_wrap=True)
 
 

@@ -41,12 +41,16 @@ class Liveness:
     def state(self, peer: PeerId) -> State:
         return self._states.get(peer, "connecting")
 
+    def is_connected(self, peer: PeerId) -> bool:
+        """Whether the connection to `peer` stands, as far as has been noticed."""
+        return self.state(peer) in ("alive", "slow") and peer not in self._broken_at
+
     def welcomed(self, peer: PeerId) -> None:
         """The handshake with `peer` is complete (again)."""
         was = self.state(peer)
         self._broken_at.pop(peer, None)
         self._states[peer] = "alive"
-        if was in ("dead", "left"):
+        if was in ("slow", "dead", "left"):
             self._changes.append(Change(peer, "alive", "connected again"))
 
     def disconnected(self, peer: PeerId, now: float) -> None:

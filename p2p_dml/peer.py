@@ -330,12 +330,14 @@ def drive(loop: PeerLoop, transport: Transport, straggler_s: float) -> ExitCode:
     """Run a peer's loop over a blocking transport, to the end or to the first error."""
     rounds = loop.run()
     delivery: Delivery | None = None
+    mail: Mail | None = None
     while True:
         try:
             exchange = next(rounds) if delivery is None else rounds.send(delivery)
         except StopIteration as end:
             code: ExitCode = end.value
             return code
+        delivery = mail = None  # the last exchange's models may go before new ones come
         begin = time.perf_counter()
         transport.expect(exchange.upcoming)
         bytes_out = transport.post(exchange.tag, exchange.outbox)

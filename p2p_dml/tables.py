@@ -40,7 +40,11 @@ def build(factory: Callable[..., T], table: Mapping[str, object], where: str, **
     and those it does not name are left out. Raises ConfigError with the path `where.key`, what was
     expected and what was found. A ValueError of the factory becomes a ConfigError at `where`.
     """
-    parameters = inspect.signature(factory).parameters
+    parameters = {
+        key: parameter
+        for key, parameter in inspect.signature(factory).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
     target = factory if inspect.isfunction(factory) else getattr(factory, "__init__")  # noqa: B009
     hints = get_type_hints(target)
     arguments = {key: value for key, value in given.items() if key in parameters}

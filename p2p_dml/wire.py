@@ -12,6 +12,7 @@ wrong with a message, `decode` raises WireError and nothing else.
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -153,12 +154,12 @@ def decode_header(data: Buffer, max_block_bytes: int) -> Header:
     if not isinstance(fields, list) or len(fields) < 2 or fields[0] != MAGIC:
         raise WireError("header does not begin with the magic of this runtime")
     if type(fields[1]) is not int or fields[1] != VERSION:
-        raise WireError(f"speaks wire version {fields[1]!r}, this peer speaks {VERSION}")
+        raise WireError(f"speaks wire version {_brief(fields[1])}, this peer speaks {VERSION}")
     if len(fields) != 11:
         raise WireError(f"header has {len(fields)} fields, expected 11")
     kind, digest, sender, incarnation, round_, exchange, note, scalars, slots = fields[2:]
     if type(kind) is not int or kind not in tuple(Kind):
-        raise WireError(f"kind: unknown {kind!r}")
+        raise WireError(f"kind: unknown {_brief(kind)}")
     if type(digest) is not bytes or len(digest) != DIGEST_BYTES:
         raise WireError(f"digest: expected {DIGEST_BYTES} bytes")
     header = Header(
@@ -192,6 +193,8 @@ def decode(data: Buffer, block: Buffer, max_block_bytes: int) -> tuple[Header, P
 
 
 def _read(slot: Slot, flat: Tensor) -> Tensor:
+    if slot.begin == slot.end:  # torch cannot view no bytes as another dtype
+        return torch.empty(slot.shape, dtype=DTYPES[slot.dtype])
     place = flat[slot.begin : slot.end]
     if slot.dtype != "bit":
         return place.view(DTYPES[slot.dtype]).view(slot.shape)
@@ -206,9 +209,14 @@ def _num_bytes(dtype: str, numel: int) -> int:
     return -(-numel // 8) if dtype == "bit" else numel * DTYPES[dtype].itemsize
 
 
+def _brief(value: object) -> str:
+    """Text of any decoded value, bounded in length and depth: a header may nest a thousand deep."""
+    return reprlib.repr(value)
+
+
 def _natural(value: object, where: str) -> int:
     if type(value) is not int or not 0 <= value <= MAX_INT:
-        raise WireError(f"{where}: expected a natural number, got {str(value)[:40]!r}")
+        raise WireError(f"{where}: expected a natural number, got {_brief(value)}")
     return value
 
 
@@ -251,10 +259,12 @@ def _slot(entry: object, begin: int) -> Slot:
     name = _text(entry[0], "tensor name")
     dtype, shape = entry[1], entry[2]
     if type(dtype) is not str or dtype not in DTYPES:
-        raise WireError(f"tensor {name!r}: dtype {str(dtype)[:40]!r} is not allowed")
+        raise WireError(f"tensor {name!r}: dtype {_brief(dtype)} is not allowed")
     if type(shape) is not list or len(shape) > MAX_DIMS:
         raise WireError(f"tensor {name!r}: expected a shape of at most {MAX_DIMS} dimensions")
     sizes = tuple(_natural(size, f"tensor {name!r} shape") for size in shape)
+    if math.prod(max(size, 1) for size in sizes) > MAX_NUMEL:  # zeros must not hide the others
+        raise WireError(f"tensor {name!r}: shape exceeds {MAX_NUMEL} elements")
     end = begin + _num_bytes(dtype, math.prod(sizes))
     if (
         type(entry[3]) is not int

@@ -8,13 +8,12 @@ Source: tug-of-war sketch, Alon, Matias, Szegedy 1999; buckets as in Charikar et
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from p2p_dml.tensors import flatten
 
 WIDTH = 251
 """Number of buckets: prime, so that the rows of a weight matrix spread over all of them.
@@ -24,17 +23,39 @@ The squared distance of n peers has a relative standard error of about sqrt(2 / 
 """
 
 
+_ROWS = 256
+"""Rows of WIDTH parameters projected at a time, so that large models need no large copies."""
+
+
 def sketch(tensors: Mapping[str, Tensor], seed: int) -> NDArray[np.float32]:
-    """Signed sums of all parameters in WIDTH buckets [WIDTH]; unbiased in the squared norm."""
-    flat = flatten(tensors).numpy()
-    rows = -(-flat.size // WIDTH)
-    words = np.random.Philox(key=seed).random_raw(-(-rows * WIDTH // 64)).astype("<u8")
-    positive = np.unpackbits(words.view(np.uint8))[: rows * WIDTH].astype(bool)
-    padded = np.zeros(rows * WIDTH)
-    padded[: flat.size] = flat
-    signed = np.where(positive, padded, -padded)
-    sums: NDArray[np.float64] = signed.reshape(rows, WIDTH).sum(axis=0)
+    """Signed sums of all parameters in WIDTH buckets [WIDTH]; unbiased in the squared norm.
+
+    Parameter i of the concatenated tensors goes to bucket i mod WIDTH with the i-th random sign.
+    """
+    sums = np.zeros(WIDTH)
+    for block, values in enumerate(_blocks(tensors)):
+        words = np.random.Philox(key=[seed, block]).random_raw(-(-values.size // 64)).astype("<u8")
+        positive = np.unpackbits(words.view(np.uint8))[: values.size].astype(bool)
+        sums += np.where(positive, values, -values).reshape(_ROWS, WIDTH).sum(axis=0)
     return sums.astype(np.float32)
+
+
+def _blocks(tensors: Mapping[str, Tensor]) -> Iterator[NDArray[np.float64]]:
+    """The concatenated parameters in blocks of _ROWS x WIDTH, the last one filled up with 0."""
+    block, used = np.zeros(_ROWS * WIDTH), 0
+    for x in tensors.values():
+        flat = x.detach().cpu().reshape(-1).to(torch.float32 if x.dtype.itemsize < 4 else x.dtype)
+        rest = flat.numpy()
+        while rest.size:
+            count = min(rest.size, block.size - used)
+            block[used : used + count] = rest[:count]
+            rest, used = rest[count:], used + count
+            if used == block.size:
+                yield block
+                used = 0
+    if used:
+        block[used:] = 0.0
+        yield block
 
 
 def encode(values: NDArray[np.float32]) -> str:

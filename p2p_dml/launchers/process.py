@@ -18,7 +18,7 @@ def keep_freed_memory() -> None:
         mallopt = libc.mallopt
     except AttributeError:
         return
-    mallopt(M_MMAP_THRESHOLD, 1 << 30)
+    mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that glibc takes
     mallopt(M_TRIM_THRESHOLD, 1 << 30)
     mallopt(M_TOP_PAD, 1 << 20)
 

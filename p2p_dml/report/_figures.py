@@ -1,0 +1,143 @@
+"""The key figures of a summary in words, the same in the terminal and on the page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from p2p_dml.errors import ExitCode
+from p2p_dml.events import PHASES
+from p2p_dml.report._units import (
+    ABSENT,
+    count,
+    digits,
+    human_bytes,
+    human_seconds,
+    percent,
+    plural,
+)
+from p2p_dml.report._values import LostPeer, Spread, Summary
+
+
+def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
+    """(name, value, remark) of the figures that a reader wants first."""
+    best = ABSENT
+    if summary.best_accuracy is not None:
+        best = f"best {percent(summary.best_accuracy)} after round {summary.best_round}"
+    return [
+        ("accuracy", spread(summary.accuracy), best if summary.accuracy else ""),
+        ("test loss", digits(summary.loss_mean), f"training {digits(summary.train_loss_mean)}"),
+        ("consensus distance", digits(summary.consensus_distance), "peers' models to their mean"),
+        (
+            "wall time",
+            human_seconds(summary.wall_s),
+            f"{human_seconds(summary.startup_s)} start-up",
+        ),
+        ("sent", human_bytes(summary.bytes_out_total), f"{per_peer(summary)} per peer"),
+        ("memory per peer", _megabytes(summary.pss_mb_median), "median proportional set size"),
+        ("time by phase", phase_shares(summary.seconds), "mean over the peers"),
+        ("messages missing", count(summary.missing_messages), irregularities(summary)),
+        ("peers finished", f"{summary.peers_finished} of {summary.peers}", ending(summary)),
+    ]
+
+
+def compare_rows(summaries: Mapping[str, Summary]) -> tuple[list[str], list[list[str]]]:
+    """Column heads and one row per run, so that a figure can be compared down its column."""
+    heads = [
+        "run", "strategy", "peers", "rounds", "accuracy", "best", "loss", "consensus", "sent",
+        "wall time", "finished",
+    ]  # fmt: skip
+    return heads, [_compare_row(label, summary) for label, summary in summaries.items()]
+
+
+def _compare_row(label: str, summary: Summary) -> list[str]:
+    return [
+        label,
+        summary.strategy,
+        str(summary.peers),
+        f"{summary.rounds_done.max}",
+        spread(summary.accuracy),
+        percent(summary.best_accuracy),
+        digits(summary.loss_mean),
+        digits(summary.consensus_distance),
+        human_bytes(summary.bytes_out_total),
+        human_seconds(summary.wall_s),
+        f"{summary.peers_finished}/{summary.peers}",
+    ]
+
+
+def run_labels(folders: Sequence[Path]) -> list[str]:
+    """A different name for each run: its folder's, with parents where these are equal."""
+    parts = [folder.resolve().parts for folder in folders]
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(part[-depth:]) for part in parts]
+        if len(set(labels)) == len(labels):
+            return labels
+    return [f"{folder.name} ({place})" for place, folder in enumerate(folders, start=1)]
+
+
+def spread(value: Spread | None) -> str:
+    """`91.2 % ± 0.8 (90.1 – 92.6)`: mean, standard deviation, range; in percent."""
+    if value is None:
+        return ABSENT
+    return (
+        f"{percent(value.mean)} ± {100 * value.std:.1f} "
+        f"({100 * value.min:.1f} – {100 * value.max:.1f})"
+    )
+
+
+def per_peer(summary: Summary) -> str:
+    """Payload bytes that a mean peer sent."""
+    return human_bytes(summary.bytes_out_total / max(1, summary.peers))
+
+
+def phase_shares(seconds: Mapping[str, float]) -> str:
+    """`train 61 %, wait 20 %, …`, largest first, without those below 0.5 %."""
+    total = sum(seconds.values())
+    if not total:
+        return ABSENT
+    shares = sorted(((seconds[phase] / total, phase) for phase in PHASES), reverse=True)
+    return ", ".join(f"{phase} {100 * share:.0f} %" for share, phase in shares if share >= 0.005)
+
+
+def irregularities(summary: Summary) -> str:
+    """`2 late, 1 rejected, 3 isolated rounds`, or that there were none."""
+    parts = [
+        f"{number} {what}"
+        for number, what in (
+            (summary.late_messages, "late"),
+            (summary.rejected, "rejected"),
+        )
+        if number
+    ]
+    if summary.isolated_rounds:
+        parts.append(plural(summary.isolated_rounds, "isolated round"))
+    return ", ".join(parts) or "none late, rejected or isolated"
+
+
+def ending(summary: Summary) -> str:
+    """The rounds done, how many were lost or stopped, and then the exit code."""
+    done = summary.rounds_done
+    rounds = f"{done.max}" if done.min == done.max else f"{done.min} to {done.max}"
+    parts = [
+        f"{number} {what}"
+        for number, what in ((summary.peers_lost, "lost"), (summary.peers_stopped, "stopped"))
+        if number
+    ]
+    fate = f"{', '.join(parts)}, exit code {summary.exit_code}" if parts else "none lost"
+    return f"{rounds} of {plural(summary.rounds, 'round')}; {fate}"
+
+
+def lost_sentence(lost: LostPeer) -> str:
+    """What is known of the end of a lost peer."""
+    when = "before its first round" if lost.last_round is None else f"after round {lost.last_round}"
+    if lost.exit_code is None:
+        return f"peer {lost.peer} was lost {when}: killed, or still running; it wrote no last line"
+    names = {int(code): code.name.lower() for code in ExitCode}
+    why = lost.error or "no reason given"
+    name = names.get(lost.exit_code, "failed")
+    return f"peer {lost.peer} ended {when} with exit code {lost.exit_code} ({name}): {why}"
+
+
+def _megabytes(value: float | None) -> str:
+    return ABSENT if value is None else human_bytes(value * 1e6)

@@ -1,0 +1,100 @@
+"""Sentences about what went otherwise than planned, gathered over all peers' events."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable
+
+import numpy as np
+
+from p2p_dml.events import PHASES
+from p2p_dml.report._figures import lost_sentence
+from p2p_dml.report._units import human_seconds, plural
+from p2p_dml.report._values import Line, Run, Summary
+
+_MAX_NOTICES = 50
+_STRAGGLES_AT = 2.0
+_MIN_STRAGGLE_S = 0.5
+_TRAIN = PHASES.index("train")
+
+
+def notices(run: Run, summary: Summary) -> list[str]:
+    """Losses, deaths, returns, rejections, isolation, stragglers; at most 50 sentences."""
+    found = [
+        *map(lost_sentence, summary.lost),
+        *_reported(run, "dead", "declared dead"),
+        *_returns(run),
+        *_rejections(run),
+        *_isolations(run),
+        *_reported(run, "slow", "reported slow"),
+        *_stragglers(run),
+    ]
+    more = len(found) - _MAX_NOTICES
+    return found if more <= 0 else [*found[:_MAX_NOTICES], f"… and {more} more"]
+
+
+def _grouped(run: Run, event: str, *keys: str) -> list[tuple[tuple[Hashable, ...], list[Line]]]:
+    """Lines of one event name, oldest first, grouped by the values of `keys`."""
+    groups: dict[tuple[Hashable, ...], list[Line]] = defaultdict(list)
+    lines = [line for peer in run.peers for line in peer.happenings if line["event"] == event]
+    for line in sorted(lines, key=lambda line: line["t"]):
+        groups[tuple(line[key] for key in keys)].append(line)
+    return list(groups.items())
+
+
+def _reported(run: Run, state: str, verb: str) -> list[str]:
+    sentences = []
+    for (neighbour, seen), lines in _grouped(run, "neighbour_changed", "neighbour", "state"):
+        if seen == state:
+            observers = len({line["peer"] for line in lines})
+            sentences.append(
+                f"peer {neighbour} was {verb} by {plural(observers, 'neighbour')}, "
+                f"first in round {lines[0]['round']}: {lines[0]['why']}"
+            )
+    return sentences
+
+
+def _returns(run: Run) -> list[str]:
+    return [
+        f"peer {peer.peer} was started {peer.incarnations} times"
+        for peer in run.peers
+        if peer.incarnations > 1
+    ]
+
+
+def _rejections(run: Run) -> list[str]:
+    return [
+        f"{plural(len(lines), 'message')} of {_name(sender)} rejected, "
+        f"first by peer {lines[0]['peer']} in round {lines[0]['round']}: {why}"
+        for (sender, why), lines in _grouped(run, "rejected", "sender", "why")
+    ]
+
+
+def _name(sender: Hashable) -> str:
+    return "an unknown sender" if sender is None else f"peer {sender}"
+
+
+def _isolations(run: Run) -> list[str]:
+    return [
+        f"peer {peer} was isolated in {plural(len(lines), 'round')}, "
+        f"first in round {lines[0]['round']}"
+        for (peer,), lines in _grouped(run, "isolated", "peer")
+    ]
+
+
+def _stragglers(run: Run) -> list[str]:
+    """Peers whose training took more than twice the median time per round."""
+    per_round = {
+        peer.peer: float(peer.rounds.seconds[:, _TRAIN].mean())
+        for peer in run.peers
+        if len(peer.rounds.round)
+    }
+    median = float(np.median(list(per_round.values()))) if per_round else 0.0
+    return [
+        f"peer {peer} trained {human_seconds(seconds)} per round, "
+        f"{seconds / median:.1f} times the median peer"
+        for peer, seconds in per_round.items()
+        if median > 0
+        and seconds > _STRAGGLES_AT * median
+        and (seconds - median) * run.meta.rounds > _MIN_STRAGGLE_S
+    ]

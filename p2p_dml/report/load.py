@@ -1,0 +1,152 @@
+"""Reads a run folder into a `Run`: `run.json`, `run.toml` and every peer's events."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from p2p_dml.errors import ConfigError
+from p2p_dml.events import PHASES, event_file
+from p2p_dml.report._tail import EventTail
+from p2p_dml.report._values import Evaluations, Floats, Ints, Line, Meta, PeerRecord, Rounds, Run
+from p2p_dml.tables import check
+from p2p_dml.types import PeerId
+
+_HAPPENINGS = ("neighbour_changed", "rejected", "isolated")
+
+
+def load(folder: Path) -> Run:
+    """Read a run folder; peers without events are there with empty records.
+
+    Raises ConfigError if it is not a run folder or its `run.json` cannot be understood.
+    """
+    meta = _read_meta(folder)
+    config = folder / "run.toml"
+    return Run(
+        folder=folder,
+        meta=meta,
+        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        peers=tuple(_read_peer(folder, peer) for peer in _peers_here(folder, meta)),
+    )
+
+
+def _peers_here(folder: Path, meta: Meta) -> Sequence[PeerId]:
+    everybody = range(meta.peers)
+    if meta.mode != "peer":
+        return everybody
+    return [peer for peer in everybody if event_file(folder, peer).exists()] or everybody
+
+
+def _read_meta(folder: Path) -> Meta:
+    path = folder / "run.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: not a run folder: looked for {path.name} ({error.strerror}); "
+            "expected the folder that `p2p-dml run` or `p2p-dml simulate` wrote"
+        ) from error
+    try:
+        table = json.loads(text)
+    except ValueError as error:
+        raise ConfigError(f"{path}: expected JSON; {error}") from error
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: expected a JSON object, found {type(table).__name__}")
+    meta = _meta(table, path)
+    if meta.peers < 1:
+        raise ConfigError(f"{path}: peers: expected at least 1, found {meta.peers}")
+    return meta
+
+
+def _meta(table: Mapping[str, Any], path: Path) -> Meta:
+    command = table.get("command", "")
+    return Meta(
+        name=str(table.get("name", path.parent.resolve().name)),
+        digest=str(table.get("digest", "")),
+        version=str(table.get("version", "")),
+        command=command if isinstance(command, str) else shlex.join(map(str, command)),
+        mode=str(table.get("mode", "run")),
+        host=str(table.get("host", "")),
+        started=check(float, table.get("started"), f"{path}: started"),
+        strategy=check(str, table.get("strategy"), f"{path}: strategy"),
+        peers=check(int, table.get("peers"), f"{path}: peers"),
+        rounds=check(int, table.get("rounds"), f"{path}: rounds"),
+        seed=check(int, table.get("seed"), f"{path}: seed"),
+        params=table.get("params"),
+        num_classes=table.get("num_classes"),
+    )
+
+
+def _read_peer(folder: Path, peer: PeerId) -> PeerRecord:
+    lines = EventTail(event_file(folder, peer)).read()
+    by_name: dict[str, list[Line]] = defaultdict(list)
+    for line in lines:
+        by_name[line["event"]].append(line)
+    started = by_name["started"]
+    # A finished line before the last start belongs to an earlier incarnation.
+    ended = lines[-1] if lines and lines[-1]["event"] == "finished" else {}
+    return PeerRecord(
+        peer=peer,
+        samples=started[-1].get("samples") if started else None,
+        class_counts=tuple(started[-1].get("class_counts", ())) if started else (),
+        incarnations=len(started),
+        joined=by_name["joined"][0]["t"] if by_name["joined"] else None,
+        last_t=lines[-1]["t"] if lines else None,
+        rounds=_rounds(by_name["round_done"]),
+        evaluations=_evaluations(by_name["evaluated"]),
+        pss_mb=_floats(by_name["memory"], "pss_mb"),
+        rss_mb=_floats(by_name["memory"], "rss_mb"),
+        happenings=tuple(line for line in lines if line["event"] in _HAPPENINGS),
+        exit_code=ended.get("exit_code"),
+        error=ended.get("error"),
+    )
+
+
+def _rounds(lines: Sequence[Line]) -> Rounds:
+    seconds = [[line.get("seconds", {}).get(phase, 0.0) for phase in PHASES] for line in lines]
+    return Rounds(
+        round=_ints(lines, "round"),
+        t=_floats(lines, "t"),
+        loss=_floats(lines, "loss"),
+        bytes_out=_ints(lines, "bytes_out"),
+        bytes_in=_ints(lines, "bytes_in"),
+        missing=np.array([len(line.get("missing", ())) for line in lines], dtype=np.int64),
+        late=_ints(lines, "late"),
+        seconds=np.array(seconds, dtype=np.float64).reshape(len(lines), len(PHASES)),
+        degrees=_named(lines, "degrees"),
+        metrics=_named(lines, "metrics"),
+    )
+
+
+def _evaluations(lines: Sequence[Line]) -> Evaluations:
+    # A peer that came back from a checkpoint evaluates some rounds again: the last one holds.
+    newest = {line["round"]: line for line in lines}
+    ordered = [newest[round] for round in sorted(newest)]
+    return Evaluations(
+        round=_ints(ordered, "round"),
+        t=_floats(ordered, "t"),
+        accuracy=_floats(ordered, "accuracy"),
+        loss=_floats(ordered, "loss"),
+        sketch=tuple(line.get("sketch") or "" for line in ordered),
+    )
+
+
+def _named(lines: Sequence[Line], field: str) -> dict[str, Floats]:
+    tables = [line.get(field, {}) for line in lines]
+    names = dict.fromkeys(name for table in tables for name in table)
+    return {name: _floats(tables, name) for name in names}
+
+
+def _floats(lines: Sequence[Mapping[str, Any]], key: str) -> Floats:
+    # numpy turns None into NaN when the type is float64.
+    return np.array([line.get(key) for line in lines], dtype=np.float64)
+
+
+def _ints(lines: Sequence[Mapping[str, Any]], key: str) -> Ints:
+    return np.array([line.get(key, 0) for line in lines], dtype=np.int64)

@@ -1,0 +1,231 @@
+"""The figures of a run: its curve over the evaluated rounds and the one-page summary."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from p2p_dml.errors import WORST_FIRST, ExitCode
+from p2p_dml.events import PHASES
+from p2p_dml.kernels.sketch import consensus_distance, decode
+from p2p_dml.report._values import (
+    Curve,
+    Floats,
+    Ints,
+    LostPeer,
+    PeerRecord,
+    RoundsDone,
+    Run,
+    Spread,
+    Summary,
+)
+
+
+def measure_curve(run: Run) -> Curve:
+    """Figures of every round that some peer evaluated; empty arrays if none did."""
+    rounds = np.unique(np.concatenate([peer.evaluations.round for peer in run.peers]))
+    accuracy = _table(run, rounds, lambda peer: peer.evaluations.accuracy)
+    seconds = _table(run, rounds, lambda peer: peer.evaluations.t) - run.meta.started
+    return Curve(
+        round=rounds,
+        accuracy_mean=_over_peers(np.mean, accuracy),
+        accuracy_std=_over_peers(np.std, accuracy),
+        loss_mean=_over_peers(np.mean, _table(run, rounds, lambda peer: peer.evaluations.loss)),
+        consensus_distance=_distances(run.peers, rounds),
+        bytes_out=_bytes_until(run.peers, rounds),
+        seconds=_over_peers(np.mean, seconds),
+        accuracy_min=_over_peers(np.min, accuracy),
+        accuracy_max=_over_peers(np.max, accuracy),
+        train_loss_mean=_over_peers(np.mean, _train_losses(run.peers, rounds)),
+        peers=np.isfinite(seconds).sum(axis=0, dtype=np.int64),
+    )
+
+
+def summarise(run: Run, curve: Curve) -> Summary:
+    """The figures of `summary.json`.
+
+    Accuracy, loss and consensus distance are over each remaining peer's last evaluation; the peers
+    that were lost count only if every peer was.
+    """
+    peers, meta = run.peers, run.meta
+    lost = tuple(peer for peer in peers if peer.fate == "lost")
+    remaining = tuple(peer for peer in peers if peer.fate != "lost") or peers
+    evaluated = [peer.evaluations for peer in remaining if len(peer.evaluations.round)]
+    best = _best(curve, len(evaluated))
+    return Summary(
+        strategy=meta.strategy,
+        mode=meta.mode,
+        version=meta.version,
+        digest=meta.digest,
+        peers=meta.peers,
+        rounds=meta.rounds,
+        seed=meta.seed,
+        params=meta.params,
+        wall_s=_since(meta.started, [peer.last_t for peer in peers]),
+        startup_s=_since(meta.started, [peer.joined for peer in peers]),
+        accuracy=_spread([float(e.accuracy[-1]) for e in evaluated]),
+        best_accuracy=None if best is None else _known(curve.accuracy_mean[best]),
+        best_round=None if best is None else int(curve.round[best]),
+        loss_mean=_mean([float(e.loss[-1]) for e in evaluated]),
+        train_loss_mean=_mean([float(p.rounds.loss[-1]) for p in remaining if p.rounds.loss.size]),
+        consensus_distance=_known(_distance([e.sketch[-1] for e in evaluated])),
+        bytes_out_total=sum(int(peer.rounds.bytes_out.sum()) for peer in peers),
+        bytes_in_total=sum(int(peer.rounds.bytes_in.sum()) for peer in peers),
+        seconds=_phase_seconds(peers),
+        pss_mb_median=_median([float(np.median(p.pss_mb)) for p in peers if p.pss_mb.size]),
+        pss_mb_max=max((float(p.pss_mb.max()) for p in peers if p.pss_mb.size), default=None),
+        rss_mb_median=_median([float(np.median(p.rss_mb)) for p in peers if p.rss_mb.size]),
+        rounds_done=_rounds_done(peers),
+        missing_messages=sum(int(peer.rounds.missing.sum()) for peer in peers),
+        late_messages=sum(int(peer.rounds.late.sum()) for peer in peers),
+        rejected=_num_happenings(peers, "rejected"),
+        isolated_rounds=_num_happenings(peers, "isolated"),
+        peers_finished=sum(peer.fate == "finished" for peer in peers),
+        peers_stopped=sum(peer.fate == "stopped" for peer in peers),
+        peers_lost=len(lost),
+        lost=tuple(
+            LostPeer(peer=p.peer, last_round=p.last_round, exit_code=p.exit_code, error=p.error)
+            for p in lost
+        ),
+        exit_code=_worst_exit_code(peers),
+    )
+
+
+def summary_json(summary: Summary) -> str:
+    """The text of `summary.json`; unknown figures are null."""
+    return json.dumps(dataclasses.asdict(summary), indent=2, allow_nan=False) + "\n"
+
+
+def curve_csv(curve: Curve) -> str:
+    """The text of `curve.csv`, a row per evaluated round; unknown figures are empty."""
+    names = [field.name for field in dataclasses.fields(Curve)]
+    columns = [[_cell(x) for x in getattr(curve, name).tolist()] for name in names]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows(zip(*columns, strict=True))
+    return text.getvalue()
+
+
+def _cell(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
+    return f"{value:.8g}" if math.isfinite(value) else ""
+
+
+def _table(run: Run, rounds: Ints, pick: Callable[[PeerRecord], Floats]) -> Floats:
+    """One row per peer, one column per round [n, e]; NaN where a peer did not evaluate."""
+    table = np.full((len(run.peers), len(rounds)), np.nan)
+    for row, peer in zip(table, run.peers, strict=True):
+        row[np.searchsorted(rounds, peer.evaluations.round)] = pick(peer)
+    return table
+
+
+def _train_losses(peers: Sequence[PeerRecord], rounds: Ints) -> Floats:
+    """Training loss at the evaluated rounds [n, e]."""
+    table = np.full((len(peers), len(rounds)), np.nan)
+    for row, peer in zip(table, peers, strict=True):
+        newest = dict(zip(peer.rounds.round.tolist(), peer.rounds.loss.tolist(), strict=True))
+        row[:] = [newest.get(round, np.nan) for round in rounds.tolist()]
+    return table
+
+
+def _over_peers(figure: Callable[[Floats], np.floating], table: Floats) -> Floats:
+    """A figure of each column's known values; NaN for a column without any."""
+    columns = (column[np.isfinite(column)] for column in table.T)
+    return np.array([figure(known) if known.size else np.nan for known in columns])
+
+
+def _distances(peers: Sequence[PeerRecord], rounds: Ints) -> Floats:
+    by_round: dict[int, list[str]] = {round: [] for round in rounds.tolist()}
+    for peer in peers:
+        for round, sketch in zip(
+            peer.evaluations.round.tolist(), peer.evaluations.sketch, strict=True
+        ):
+            by_round[round].append(sketch)
+    return np.array([_distance(sketches) for sketches in by_round.values()], dtype=np.float64)
+
+
+def _distance(sketches: Sequence[str]) -> float:
+    decoded = [decode(text) for text in sketches if text]
+    return consensus_distance(np.stack(decoded)) if decoded else math.nan
+
+
+def _bytes_until(peers: Sequence[PeerRecord], rounds: Ints) -> Ints:
+    done = np.concatenate([peer.rounds.round for peer in peers])
+    order = np.argsort(done, kind="stable")
+    total = np.cumsum(np.concatenate([peer.rounds.bytes_out for peer in peers])[order])
+    until = np.searchsorted(done[order], rounds, side="right")
+    return np.concatenate([[0], total])[until].astype(np.int64)
+
+
+def _best(curve: Curve, at_least: int) -> int | None:
+    """Place of the largest mean accuracy among rounds that `at_least` so many peers evaluated.
+
+    Without the condition a run that was stopped early could win by its one fastest peer.
+    """
+    eligible = np.where(curve.peers >= at_least, curve.accuracy_mean, np.nan)
+    return int(np.nanargmax(eligible)) if np.isfinite(eligible).any() else None
+
+
+def _phase_seconds(peers: Sequence[PeerRecord]) -> dict[str, float]:
+    totals = [peer.rounds.seconds.sum(axis=0) for peer in peers if len(peer.rounds.round)]
+    means = np.mean(totals, axis=0).tolist() if totals else [0.0] * len(PHASES)
+    return dict(zip(PHASES, means, strict=True))
+
+
+def _rounds_done(peers: Sequence[PeerRecord]) -> RoundsDone:
+    done = [len(np.unique(peer.rounds.round)) for peer in peers]
+    return RoundsDone(min=min(done, default=0), max=max(done, default=0))
+
+
+def _num_happenings(peers: Sequence[PeerRecord], event: str) -> int:
+    return sum(line["event"] == event for peer in peers for line in peer.happenings)
+
+
+def _worst_exit_code(peers: Sequence[PeerRecord]) -> int:
+    codes = {ExitCode.FAILED if peer.exit_code is None else peer.exit_code for peer in peers}
+    known = [code for code in WORST_FIRST if code in codes]
+    # A code that is none of ours (a signal's) is a failure.
+    return int(known[0]) if codes <= set(WORST_FIRST) and known else int(ExitCode.FAILED)
+
+
+def _since(started: float, times: Sequence[float | None]) -> float | None:
+    latest = max((t for t in times if t is not None), default=None)
+    return None if latest is None else latest - started
+
+
+def _known(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _finite(values: Sequence[float]) -> list[float]:
+    return [value for value in values if math.isfinite(value)]
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    known = _finite(values)
+    return float(np.mean(known)) if known else None
+
+
+def _median(values: Sequence[float]) -> float | None:
+    known = _finite(values)
+    return float(np.median(known)) if known else None
+
+
+def _spread(values: Sequence[float]) -> Spread | None:
+    known = _finite(values)
+    if not known:
+        return None
+    return Spread(
+        mean=float(np.mean(known)),
+        std=float(np.std(known)),
+        min=float(min(known)),
+        max=float(max(known)),
+    )

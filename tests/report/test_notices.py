@@ -1,0 +1,65 @@
+"""Sentences about losses, returns, slowness and stragglers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from p2p_dml.events import Finished, NeighbourChanged, Rejected, RoundDone, Started
+from p2p_dml.report._notices import notices
+from p2p_dml.report.load import load
+from p2p_dml.report.summary import measure_curve, summarise
+
+
+def said(folder: Path) -> list[str]:
+    run = load(folder)
+    return notices(run, summarise(run, measure_curve(run)))
+
+
+def test_nothing_to_say_of_a_quiet_run(write_run: Callable[..., Path]) -> None:
+    assert said(write_run()) == []
+
+
+def test_reports_of_several_neighbours_are_one_sentence(
+    write_run: Callable[..., Path], append: Callable[..., None]
+) -> None:
+    folder = write_run()
+    for peer, t in ((0, 12), (1, 11)):
+        slow = NeighbourChanged(neighbour=2, state="slow", round=t, why=f"{t} s")
+        append(folder, peer, (t, slow), (t, slow), (60, Finished(round=3, exit_code=0)))
+    assert said(folder) == ["peer 2 was reported slow by 2 neighbours, first in round 11: 11 s"]
+
+
+def test_a_straggler_and_one_that_came_back(
+    tmp_path: Path, write_meta: Callable[..., Path], append: Callable[..., None]
+) -> None:
+    folder = write_meta(tmp_path, peers=3)
+    start = Started(pid=1, incarnation=0, endpoint="", parameters=1, samples=1, class_counts=[])
+    for peer, train_s in enumerate((1.0, 1.0, 3.0)):
+        first = RoundDone(0, 0.1, 0, 0, 2, seconds={"train": train_s})
+        append(folder, peer, (1, start), (2, first), (3, Finished(round=0, exit_code=0)))
+    append(folder, 0, (4, start), (5, Finished(round=0, exit_code=0)))
+    assert said(folder) == [
+        "peer 0 was started 2 times",
+        "peer 2 trained 3.00 s per round, 3.0 times the median peer",
+    ]
+
+
+def test_an_error_names_its_exit_code(
+    tmp_path: Path, write_meta: Callable[..., Path], append: Callable[..., None]
+) -> None:
+    folder = write_meta(tmp_path, peers=1)
+    append(folder, 0, (1, Finished(round=0, exit_code=3, error="port taken")))
+    assert said(folder) == [
+        "peer 0 ended before its first round with exit code 3 (startup): port taken"
+    ]
+
+
+def test_a_flood_is_cut(write_run: Callable[..., Path], append: Callable[..., None]) -> None:
+    folder = write_run()
+    flood = [(50, Rejected(sender=None, round=i, why=f"bad {i}")) for i in range(60)]
+    append(folder, 0, *flood, (60, Finished(round=3, exit_code=0)))
+    sentences = said(folder)
+    assert len(sentences) == 51
+    assert sentences[0].startswith("1 message of an unknown sender rejected, first by peer 0")
+    assert sentences[-1] == "… and 10 more"

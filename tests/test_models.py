@@ -1,0 +1,190 @@
+"""Models: shapes, sizes, equal beginnings, parts, causality, and models that do not fit."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from p2p_dml.errors import ConfigError
+from p2p_dml.models import MODELS, build_model, parts
+
+Table = dict[str, object]
+IMAGES: list[tuple[Table, tuple[int, ...]]] = [
+    ({"name": "softmax"}, (1, 28, 28)),
+    ({"name": "softmax"}, (5,)),
+    ({"name": "mlp"}, (1, 8, 8)),
+    ({"name": "mlp", "hidden": [30, 20]}, (7,)),
+    ({"name": "mlp", "hidden": []}, (7,)),
+    ({"name": "lenet"}, (1, 28, 28)),
+    ({"name": "lenet"}, (3, 32, 32)),
+    ({"name": "lenet"}, (1, 8, 8)),
+    ({"name": "alexnet_mcepl"}, (3, 32, 32)),
+    ({"name": "resnet"}, (3, 32, 32)),
+    ({"name": "resnet", "depth": 14, "width": 6}, (1, 9, 9)),
+]
+TEXTS: list[Table] = [
+    {"name": "char_lstm"},
+    {"name": "char_lstm", "layers": 2, "dropout": 0.5, "hidden": 16},
+    {"name": "char_transformer"},
+    {"name": "char_transformer", "width": 16, "heads": 2, "layers": 1, "dropout": 0.1},
+]
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("table", "shape"), IMAGES)
+def test_image_models(table: Table, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    module = build_model(table, shape, 6, seed=1, dtype=dtype)
+    logits = module(torch.ones(2, *shape, dtype=dtype))
+    assert (logits.shape, logits.dtype) == ((2, 6), dtype)
+
+
+@pytest.mark.parametrize("table", TEXTS)
+def test_text_models_do_not_see_the_future(table: Table) -> None:
+    module = build_model(table, (12,), 9, seed=1, is_tokens=True).eval()
+    tokens = torch.arange(24).reshape(2, 12) % 9
+    changed = tokens.clone()
+    changed[:, 7:] = 0
+    for guard in (torch.enable_grad, torch.inference_mode):  # evaluation may take another path
+        with guard():
+            one, other = module(tokens), module(changed)
+        assert one.shape == (2, 12, 9)
+        torch.testing.assert_close(one[:, :7], other[:, :7])
+        assert not torch.allclose(one[:, 7:], other[:, 7:])
+
+
+def test_every_model_is_tested() -> None:
+    assert {str(t["name"]) for t in TEXTS} | {str(t["name"]) for t, _ in IMAGES} == set(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("table", "shape", "expected"),
+    [
+        ({"name": "softmax"}, (1, 28, 28), 7_850),
+        ({"name": "mlp"}, (1, 28, 28), 785 * 200 + 201 * 10),
+        ({"name": "lenet"}, (1, 28, 28), 416 + 12_832 + 1569 * 64 + 650),
+    ],
+)
+def test_sizes(table: Table, shape: tuple[int, ...], expected: int) -> None:
+    assert num_parameters(build_model(table, shape, 10, seed=0)) == expected
+
+
+def test_alexnet_has_the_maskable_weights_of_the_paper() -> None:
+    module = build_model({"name": "alexnet_mcepl"}, (3, 32, 32), 10, seed=0)
+    conv = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d))
+    full = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
+    assert (conv, full, conv + full) == (1_028_800, 198_528, 1_227_328)
+    assert module(torch.randn(4, 3, 32, 32, generator=torch.Generator())).min() >= -1
+
+
+@pytest.mark.parametrize("table", [{"name": "resnet"}, {"name": "mlp"}])
+def test_same_seed_same_weights_and_the_global_generator_stays(table: Table) -> None:
+    before = torch.get_rng_state()
+    one, two, other = (build_model(table, (1, 9, 9), 4, seed=s) for s in (5, 5, 6))
+    wide = build_model(table, (1, 9, 9), 4, seed=5, dtype=torch.float64)
+    assert torch.equal(before, torch.get_rng_state())
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, two.state_dict()[name])
+        assert torch.equal(value.double(), wide.state_dict()[name])
+    weight = next(iter(one.state_dict()))
+    assert not torch.equal(one.state_dict()[weight], other.state_dict()[weight])
+
+
+@pytest.mark.parametrize("tokens", [True, False])
+def test_models_come_in_training_mode(tokens: bool) -> None:
+    table: Table = {"name": "char_lstm"} if tokens else {"name": "lenet"}
+    assert build_model(table, (8,) if tokens else (1, 8, 8), 4, 0, is_tokens=tokens).training
+
+
+def decision(table: Table, shape: tuple[int, ...], *, is_tokens: bool = False) -> list[str]:
+    found = parts(build_model(table, shape, 9, seed=0, is_tokens=is_tokens))
+    return [name for name, part in found.items() if part == "decision"]
+
+
+def test_parts_of_built_in_models() -> None:
+    assert decision({"name": "softmax"}, (4,)) == ["1.weight", "1.bias"]
+    assert decision({"name": "lenet"}, (1, 8, 8)) == ["1.weight", "1.bias", "3.weight", "3.bias"]
+    assert decision({"name": "char_lstm"}, (5,), is_tokens=True) == ["2.weight", "2.bias"]
+    transformer: Table = {"name": "char_transformer", "layers": 1}
+    assert decision(transformer, (5,), is_tokens=True) == ["3.weight", "3.bias"]
+
+
+def test_parts_cover_float_tensors_once_in_state_dict_order() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    module[2].weight = module[0].weight
+    assert parts(module) == {
+        "0.weight": "decision",
+        "0.bias": "decision",
+        "1.weight": "representation",
+        "1.bias": "representation",
+        "1.running_mean": "representation",
+        "1.running_var": "representation",
+        "2.bias": "decision",
+    }
+    assert parts(nn.Linear(2, 2)) == {"weight": "decision", "bias": "decision"}
+
+
+OWN = """
+from torch import nn
+
+def net(width: int = 3) -> nn.Module:
+    return nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, width), nn.Linear(width, 2))
+
+def wrong() -> str:
+    return "model"
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+
+    def forward(self, x):
+        return x, x
+"""
+
+
+@pytest.fixture
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_models_module.py").write_text(OWN, encoding="utf-8")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("own_module")
+def test_own_factory_takes_the_other_keys() -> None:
+    module = build_model({"name": "own_models_module:net", "width": 5}, (4,), 2, seed=0)
+    assert num_parameters(module) == 8 + 25 + 12
+    assert module.state_dict()["0.num_batches_tracked"] == 0
+
+
+@pytest.mark.usefixtures("own_module")
+@pytest.mark.parametrize(
+    ("table", "shape", "message"),
+    [
+        ({"name": "lenett"}, (1, 8, 8), r"model\.name: .*did you mean 'lenet'"),
+        ({"name": "softmax", "classes": 3}, (4,), "model.classes: comes from the data set"),
+        ({"name": "mlp", "hidden": [0]}, (4,), "hidden: expected at least 1, found 0"),
+        ({"name": "mlp", "hidden": "200"}, (4,), r"model\.hidden"),
+        ({"name": "lenet"}, (4,), r"images of shape \[C, H, W\], found samples \[4\]"),
+        ({"name": "alexnet_mcepl"}, (1, 8, 8), "too small"),
+        ({"name": "resnet", "depth": 9}, (1, 8, 8), "depth: expected 6n . 2"),
+        ({"name": "resnet", "width": 0}, (1, 8, 8), "width: expected at least 1"),
+        ({"name": "char_lstm"}, (1, 8), r"tokens of shape \[L\]"),
+        ({"name": "char_lstm", "dropout": 0.5}, (8,), "set layers = 2"),
+        ({"name": "char_lstm"}, (8,), r"cannot take a sample of shape \[8\] and type"),
+        ({"name": "char_transformer", "heads": 3}, (8,), r"multiple of heads \(3\)"),
+        ({"name": "own_models_module:net"}, (5,), "cannot take a sample"),
+        ({"name": "own_models_module:net"}, (4,), r"for 7 classes .* \[1, 7\].*got \[1, 2\]"),
+        ({"name": "own_models_module:Pair"}, (4,), "got tuple"),
+        ({"name": "own_models_module:wrong"}, (4,), "must return a torch.nn.Module, found str"),
+    ],
+)
+def test_models_that_do_not_fit(table: Table, shape: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build_model(table, shape, 7, seed=0)
