@@ -5,6 +5,7 @@ python -m benchmarks.exchange [--peers 8] [--parameters 1000000] [--links ring] 
 
 from __future__ import annotations
 
+import itertools
 import json
 import statistics
 import tempfile
@@ -75,7 +76,7 @@ def figures(lines: Iterable[list[dict[str, Any]]]) -> dict[str, Any]:
     memory: list[dict[str, float]] = []
     for events in lines:
         done = [e for e in events if e["event"] == "round_done"][WARM_UP:-1]
-        durations += [b["t"] - a["t"] for a, b in zip(done, done[1:], strict=False)]
+        durations += [b["t"] - a["t"] for a, b in itertools.pairwise(done)]
         for phase, values in phases.items():
             values += [e["seconds"][phase] for e in done]
         memory += [e for e in events if e["event"] == "memory"][-1:]

@@ -27,6 +27,9 @@ else:
 
 Table = dict[str, Any]
 
+_SHORT_FOR = {"links": "kind", "train": "function"}
+"""The key that a table's short form stands for, where it is not `name`."""
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -193,6 +196,6 @@ def _override(tables: Table, override: str) -> None:
     for step in parents:
         below = tables.setdefault(step, {})
         if not isinstance(below, dict):
-            below = tables[step] = {"kind" if step == "links" else "name": below}
+            below = tables[step] = {_SHORT_FOR.get(step, "name"): below}
         tables = below
     tables[last] = value

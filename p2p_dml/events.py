@@ -8,14 +8,17 @@ lines and nothing else, so they can be made again at any time.
 from __future__ import annotations
 
 import json
+import math
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from p2p_dml.errors import StorageError
+from p2p_dml.errors import StorageError, TrainingError
 from p2p_dml.types import PeerId
 
 PHASES = ("train", "send", "wait", "mix", "evaluate")
@@ -151,7 +154,8 @@ def event_name(event: type[Any]) -> str:
 class EventLog:
     """Appends events to one peer's file, a line each, flushed at once.
 
-    Raises StorageError, naming the file and the reason, when a line cannot be written.
+    A half line that a killed peer left is ended first. Raises StorageError, naming the file and the
+    reason, when a line cannot be written.
     """
 
     def __init__(self, path: Path, peer: PeerId, clock: Callable[[], float] = time.time) -> None:
@@ -161,14 +165,22 @@ class EventLog:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file: IO[str] = path.open("a", encoding="utf-8", buffering=1)
+            if _is_torn(path):
+                self._file.write("\n")
         except OSError as error:
             raise StorageError(f"peer {peer}: cannot open {path}: {error.strerror}") from error
 
     def write(self, event: Event) -> None:
-        """Append one line."""
-        line = {"event": event_name(type(event)), "t": round(self._clock(), 6), "peer": self.peer}
+        """Append one line; TrainingError if a figure in it is not finite."""
+        head = {"event": event_name(type(event)), "t": round(self._clock(), 6), "peer": self.peer}
+        line = head | asdict(event)
+        if wrong := _not_finite(line):
+            raise TrainingError(
+                f"peer {self.peer}, round {line.get('round', 0)}: {', '.join(wrong)}; "
+                "the training diverged: a lower learning rate may help"
+            )
         try:
-            self._file.write(json.dumps(line | asdict(event), allow_nan=False) + "\n")
+            self._file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise StorageError(
                 f"peer {self.peer}: cannot write {self.path}: {error.strerror}; "
@@ -176,7 +188,28 @@ class EventLog:
             ) from error
 
     def close(self) -> None:
-        self._file.close()
+        """Free the file; what could not be written was reported by `write`."""
+        with suppress(OSError):
+            self._file.close()
+
+
+def _not_finite(figures: Mapping[str, object], path: str = "") -> list[str]:
+    """`key = value` of each NaN or infinity, which JSON cannot hold, those of inner tables too."""
+    found: list[str] = []
+    for key, value in figures.items():
+        if isinstance(value, Mapping):
+            found += _not_finite(value, f"{path}{key}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            found.append(f"{path}{key} = {value}")
+    return found
+
+
+def _is_torn(path: Path) -> bool:
+    """Whether the file's last line lacks its end."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return size > 0 and file.read() != b"\n"
 
 
 def event_file(run: Path, peer: PeerId) -> Path:
@@ -185,8 +218,12 @@ def event_file(run: Path, peer: PeerId) -> Path:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of one file; a torn last line (a killed peer) is left out."""
+    """Yield the events of one file; lines torn by the death of their peer are left out."""
     with path.open(encoding="utf-8") as lines:
         for line in lines:
+            try:
+                event = json.loads(line)
+            except json.JSONDecodeError:
+                continue
             if line.endswith("\n"):
-                yield json.loads(line)
+                yield event

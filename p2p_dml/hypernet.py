@@ -81,8 +81,8 @@ class HyperNet:
     def degrees(self, state: HyperNetState) -> dict[str, float]:
         """Degree of each layer group."""
         logs = {group: _log_degree(state.weights, group).item() for group in state.groups}
-        # exp(log p) may round past a bound by an ulp, and p = 1 must be met exactly.
-        return {group: min(max(math.exp(u), 1.0), self.p_max) for group, u in logs.items()}
+        # Rounding ln p to 1e-12 meets p = 1, the plain mean, exactly; exp may pass p_max by an ulp.
+        return {group: min(math.exp(round(u, 12)), self.p_max) for group, u in logs.items()}
 
     def step(self, state: HyperNetState, signal: Mapping[str, float]) -> HyperNetState:
         """Descend along `signal`, the magnitude-free -dL/dp of each group, in [-1, 1].

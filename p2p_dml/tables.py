@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar, get_type_hints
 
@@ -66,10 +67,12 @@ def check(annotation: Any, value: object, where: str) -> Any:
 
     Raises ConfigError with the path, what was expected and what was found.
     """
-    plain = isinstance(value, bool | int | float | str)
-    config = ConfigDict(strict=plain, arbitrary_types_allowed=True)
+    config = ConfigDict(strict=True, arbitrary_types_allowed=True)
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation, config=config)
     try:
-        return TypeAdapter(annotation, config=config).validate_python(value)
+        if isinstance(value, list | dict):  # as JSON: there an array may become a tuple
+            return adapter.validate_json(json.dumps(value, default=str))
+        return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         path = "".join(f"[{step}]" for step in first["loc"] if isinstance(step, int))

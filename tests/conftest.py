@@ -1,4 +1,4 @@
-"""Settings for all tests: one torch thread, as peers on shared cores have, and steady hypothesis."""
+"""Settings for all tests: one torch thread, as on shared cores, and repeatable hypothesis."""
 
 from __future__ import annotations
 

@@ -57,6 +57,6 @@ def by_chunks(xs: Sequence[Tensor], rows: int, fold: Fold) -> Tensor:
     scratch = torch.empty((rows, min(CHUNK, out.numel())), dtype=dtype, device=out.device)
     for begin in range(0, out.numel(), CHUNK):
         piece = out.view(-1)[begin : begin + CHUNK]
-        parts = [x[begin : begin + CHUNK] for x in flat]
+        parts = [x[begin : begin + CHUNK].to(dtype) for x in flat]
         fold(parts, scratch[:, : piece.numel()], piece)
     return out

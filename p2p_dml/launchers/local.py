@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,7 +49,10 @@ class Outcome:
 
 
 class _Aborted(Exception):
-    """A peer ended before all had met."""
+    """The run ended before all peers had met; `exit_codes` are those of the peers it is due to."""
+
+    def __init__(self, exit_codes: dict[PeerId, int]) -> None:
+        self.exit_codes = exit_codes
 
 
 def run(
@@ -71,16 +74,20 @@ def run(
         nursery.begin(config.peers, _assignment(config, path, scratch))
         update = watch(path, started)
         with _stopping(nursery):
-            with suppress(_Aborted):
+            exit_codes = nursery.exit_codes
+            try:
                 desk.gather(config.transport.startup_s, nursery.abort_if_ended)
                 shutil.rmtree(scratch / "data", ignore_errors=True)  # every peer has mapped it
                 desk.publish()
-            desk.close()
+            except _Aborted as aborted:
+                exit_codes = aborted.exit_codes
+            finally:
+                desk.close()
             while nursery.running:
                 nursery.listen(0.25)
                 update()
             update()
-        return Outcome(path, nursery.exit_codes, _errors(scratch))
+        return Outcome(path, exit_codes, _errors(scratch, exit_codes))
 
 
 def _assignment(config: RunConfig, path: Path, scratch: Path) -> dict[str, Any]:
@@ -98,9 +105,9 @@ def _lay_out(shared: Blueprint, scratch: Path) -> None:
             np.save(scratch / f"shard-{peer}.npy", shard, allow_pickle=False)
 
 
-def _errors(scratch: Path) -> dict[PeerId, str]:
-    files = {int(path.stem): path for path in scratch.glob("*.error")}
-    return {peer: files[peer].read_text(encoding="utf-8") for peer in sorted(files)}
+def _errors(scratch: Path, peers: Iterable[PeerId]) -> dict[PeerId, str]:
+    files = {peer: scratch / f"{peer}.error" for peer in sorted(peers)}
+    return {p: f.read_text(encoding="utf-8") for p, f in files.items() if f.exists()}
 
 
 class _Nursery:
@@ -146,11 +153,13 @@ class _Nursery:
                 self.running.discard(entry["peer"])
 
     def abort_if_ended(self) -> None:
-        """End everything if a peer ended before all had met; raises _Aborted then."""
+        """End everything if a peer ended, or was told to, before all had met: _Aborted."""
         self.listen(0.0)
-        if self.exit_codes or self._stopped_at:
+        if self._stopped_at is not None:
+            raise _Aborted(dict.fromkeys(self.running, int(ExitCode.STOPPED)))
+        if self.exit_codes:
             self.signal(signal.SIGTERM)
-            raise _Aborted
+            raise _Aborted(dict(self.exit_codes))
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to every running peer."""

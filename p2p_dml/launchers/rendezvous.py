@@ -12,6 +12,7 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from p2p_dml.errors import StartupError
@@ -72,7 +73,8 @@ def register(desk: Path, peer: PeerId, endpoint: str) -> Book:
 
     Raises StartupError if the launcher goes away first.
     """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visit:
+    answer = b""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as visit, suppress(OSError):
         visit.connect(str(desk))
         visit.sendall(json.dumps({"peer": peer, "endpoint": endpoint}).encode() + b"\n")
         with visit.makefile("rb") as lines:

@@ -59,7 +59,10 @@ class _Stopped(P2PError):
 
 
 def run_assignment(task: Assignment) -> ExitCode:
-    """Run one peer of a local run. An error is left in the shared folder for the launcher too."""
+    """Run one peer of a local run. An error is left in the shared folder for the launcher too.
+
+    The run folder is no place for it: that its disk is full may be the error.
+    """
     shared, run = Path(task.shared), Path(task.run)
     try:
         config = run_files.load(run / "run.toml", folder=Path(task.folder))
@@ -70,9 +73,11 @@ def run_assignment(task: Assignment) -> ExitCode:
         bind = f"ipc://{shared}/{task.me}.sock" if is_ipc else "tcp://127.0.0.1:*"
         learner = learner_of(parts, parts.model(), task.me)
         return run_peer(parts, learner, task.me, run, bind, _desk(shared, task.me))
-    except P2PError as error:
-        (shared / f"{task.me}.error").write_text(str(error), encoding="utf-8")
-        return error.exit_code
+    except Exception as error:
+        (shared / f"{task.me}.error").write_text(_in_words(error), encoding="utf-8")
+        if isinstance(error, P2PError):
+            return error.exit_code
+        raise
 
 
 def _desk(shared: Path, me: PeerId) -> Introduce:
@@ -188,17 +193,21 @@ def run_peer(
         log.write(Finished(loop.round, code))
         return code
     except Exception as error:
-        is_known = isinstance(error, P2PError)
         code = error.exit_code if isinstance(error, P2PError) else ExitCode.FAILED
-        why = str(error) if is_known else f"{type(error).__name__}: {error}"
         if log is not None:
             with suppress(StorageError):  # the disk may be what failed
-                log.write(Finished(loop.round if loop else 0, code, why))
+                log.write(Finished(loop.round if loop else 0, code, _in_words(error)))
         raise
     finally:
         transport.close()
         if log is not None:
             log.close()
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, P2PError):
+        return str(error)
+    return f"bug, please report it with the log: {type(error).__name__}: {error}"
 
 
 def limits_of(config: RunConfig) -> Limits:

@@ -23,11 +23,11 @@ _RATE_WINDOW = 11
 @final
 @dataclass(slots=True, kw_only=True)
 class PeerProgress:
-    """One peer so far; `next_round` counts the rounds behind it, `heard` of `expected` the last."""
+    """One peer so far; `rounds_done` counts rounds, `heard` of `expected` the last."""
 
     peer: PeerId
     state: State = "starting"
-    next_round: int = 0
+    rounds_done: int = 0
     loss: float | None = None
     accuracy: float | None = None
     bytes_out: int = 0
@@ -50,7 +50,7 @@ class PeerProgress:
         return (len(times) - 1) / (times[-1] - times[0])
 
     def finish_round(self, line: Line) -> None:
-        self.next_round = line["round"] + 1
+        self.rounds_done = line["round"]
         self.loss = line["loss"]
         self.bytes_out += line["bytes_out"]
         self.expected = line["neighbours"]
@@ -115,7 +115,7 @@ class Progress:
             return None
         before, state = peer.state, line["state"]
         if state == "alive":
-            peer.state = "running" if peer.joined or peer.next_round else "starting"
+            peer.state = "running" if peer.joined or peer.rounds_done else "starting"
         # A link can be dead while the peer is not: its own later events count for more.
         elif state == "slow" or peer.last_t <= line["t"]:
             peer.state = state
@@ -133,5 +133,5 @@ class Progress:
 def most_interesting(peers: Sequence[PeerProgress], room: int) -> list[PeerProgress]:
     """The `room` peers one would look at first, ascending: failed, dead, slow, then the slowest."""
     urgency: dict[State, int] = {"failed": 0, "dead": 0, "slow": 1, "starting": 2, "running": 2}
-    ranked = sorted(peers, key=lambda p: (urgency.get(p.state, 3), p.next_round, p.peer))
+    ranked = sorted(peers, key=lambda p: (urgency.get(p.state, 3), p.rounds_done, p.peer))
     return sorted(ranked[:room], key=lambda p: p.peer)

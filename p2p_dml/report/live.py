@@ -167,7 +167,7 @@ class LiveView:
         table.add_row(
             str(peer.peer),
             Text(peer.state, style=_STYLES[peer.state]),
-            self._bar(peer.next_round),
+            self._bar(peer.rounds_done),
             digits(peer.loss),
             percent(peer.accuracy),
             human_bytes(peer.bytes_out),
@@ -202,7 +202,7 @@ class LiveView:
 
 
 def _mean_round(peers: Sequence[PeerProgress]) -> float:
-    return fmean(peer.next_round for peer in peers) if peers else 0.0
+    return fmean(peer.rounds_done for peer in peers) if peers else 0.0
 
 
 def _mean_known(values: Sequence[float | None]) -> float | None:

@@ -8,7 +8,7 @@ is answered by WELCOME or by REFUSED with the reason; nothing else is accepted b
 
 from __future__ import annotations
 
-import socket
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +22,7 @@ from p2p_dml import wire
 from p2p_dml.errors import StartupError, WireError
 from p2p_dml.events import Event, NeighbourChanged, Rejected
 from p2p_dml.liveness import Liveness
+from p2p_dml.transports._addresses import peer_on, resolve, route_to
 from p2p_dml.transports.snapshots import Snapshots
 from p2p_dml.types import Mail, Message, Outbox, Payload, PeerId, Tag
 from p2p_dml.wire import Header, Kind
@@ -88,6 +89,8 @@ class ZeroMQTransport:
         self._links: dict[PeerId, deque[tuple[bytes, zmq.Frame]]] = {}
         self._contacts: dict[bytes, PeerId] = {}
         self._incarnations: dict[PeerId, int] = {}
+        self._answering: dict[PeerId, int] = {}  # incarnation at the peer's address
+        self._to_greet: set[PeerId] = set()
         self._liveness = Liveness(limits.drain_s)
         self._snapshots = Snapshots()
         self._tag = Tag(0)
@@ -106,7 +109,7 @@ class ZeroMQTransport:
 
         Raises StartupError naming who is missing and the address tried, or who refused and why.
         """
-        self._book = {peer: _resolve(address) for peer, address in book.items()}
+        self._book = {peer: resolve(address) for peer, address in book.items()}
         wanted = sorted(set(neighbours) - {self.me})
         self.expect(wanted)
         deadline = time.monotonic() + self._limits.startup_s
@@ -124,8 +127,14 @@ class ZeroMQTransport:
             if peer not in self._links and peer != self.me:
                 self._links[peer] = deque(maxlen=self._limits.queue_messages)
                 self._peer_at[self._book[peer]] = peer
-                self._out.setsockopt(zmq.CONNECT_ROUTING_ID, _route(peer))
-                self._out.connect(self._book[peer])
+                self._out.setsockopt(zmq.CONNECT_ROUTING_ID, route_to(peer))
+                try:
+                    self._out.connect(self._book[peer])
+                except zmq.ZMQError as error:
+                    raise StartupError(
+                        f"peer {self.me}: cannot use {self._book[peer]!r}, the address of peer "
+                        f"{peer}: {error.strerror}; expected such as tcp://10.0.0.7:5803"
+                    ) from error
 
     def _has_met(self, peer: PeerId) -> bool:
         return self._liveness.state(peer) != "connecting" and peer in self._incarnations
@@ -166,6 +175,7 @@ class ZeroMQTransport:
         """Wait for `tag`: not for the dead, for the slow up to the deadline."""
         self._tag = tag
         start = time.monotonic()
+        self._pump(0.0)  # the dead may be back, and only reading finds out
         while True:
             here = self._arrived.get(tag, {})
             now = time.monotonic()
@@ -193,24 +203,29 @@ class ZeroMQTransport:
         if self._context.closed:
             return
         goodbye = wire.encode_header(self._header(Kind.GOODBYE, self._tag))
-        waiting = {j for j in self._links if self._liveness.state(j) in ("alive", "slow")}
-        waiting = {j for j in waiting if self._send(j, goodbye)}
+        waiting = {j for j in self._links if self._liveness.is_connected(j) or self._links[j]}
+        unsaid = set(waiting)
         deadline = time.monotonic() + self._limits.linger_s
-        while (now := time.monotonic()) < deadline:
-            if not any(
-                j not in self._farewells and self._liveness.is_awaited(j, now) for j in waiting
-            ):
+        while True:
+            now = time.monotonic()
+            ready = {j for j in unsaid if self._liveness.is_connected(j)}
+            unsaid -= {j for j in ready if self._send(j, goodbye)}
+            waiting = {j for j in waiting - self._farewells if self._liveness.is_awaited(j, now)}
+            if not waiting or now >= deadline:
                 break
-            self._pump(min(deadline - now, self._liveness.recheck_s(now)))
+            retry_s = 0.02 if unsaid & waiting else math.inf  # no event tells of room in a queue
+            self._pump(min(deadline - now, self._liveness.recheck_s(now), retry_s))
         self._destroy()
 
     # ---- what comes in --------------------------------------------------------------------
 
     def _pump(self, timeout_s: float) -> None:
         """Wait for anything to happen, at most `timeout_s`, and take in all that has."""
-        self._poller.poll(max(0, int(timeout_s * 1000) + 1))
+        self._poller.poll(max(0, math.ceil(timeout_s * 1000)))
         while frames := _receive(self._monitor):
             self._on_monitor(frames)
+        if self._to_greet:
+            self._greet()
         while frames := _receive(self._out):
             self._on_reply(frames)
         while frames := _receive(self._in):
@@ -227,11 +242,16 @@ class ZeroMQTransport:
             if self._is_open:
                 self._liveness.unreachable(peer)
         else:
-            self._send(peer, wire.encode_header(self._header(Kind.HELLO, self._tag)))
+            self._to_greet.add(peer)
+
+    def _greet(self) -> None:
+        """Say hello on new connections; again later if a queue is still full of old messages."""
+        hello = wire.encode_header(self._header(Kind.HELLO, self._tag))
+        self._to_greet -= {j for j in self._to_greet if self._send(j, hello)}
 
     def _on_reply(self, frames: Frames) -> None:
         """WELCOME, REFUSED or FAREWELL from the peer this peer connected to."""
-        peer = _peer_of(frames[0].bytes)
+        peer = peer_on(frames[0].bytes)
         try:
             header = wire.decode_header(frames[-1].buffer, 0)
         except WireError as error:
@@ -243,6 +263,7 @@ class ZeroMQTransport:
             self._farewells.add(peer)
         elif header.kind is Kind.WELCOME and header.sender == peer:
             self._liveness.welcomed(peer)
+            self._answering[peer] = header.incarnation
             for data, block in self._links[peer]:
                 self._send(peer, data, block)
             self._links[peer].clear()
@@ -280,11 +301,14 @@ class ZeroMQTransport:
             )
         if peer == self.me or (self._book and peer not in self._book):
             raise WireError(f"peer id {peer} is this peer's own or not of this run")
-        known = self._incarnations.get(peer)
-        alive = self._liveness.state(peer) in ("alive", "slow")
-        if alive and known not in (None, header.incarnation):
-            raise WireError(f"a peer {peer} is already here and alive: two peers with one id")
-        self._contacts = {c: p for c, p in self._contacts.items() if p != peer} | {contact: peer}
+        twins = f"a peer {peer} is here and alive: two peers with one id"
+        if self._liveness.is_connected(peer) and self._answering[peer] != header.incarnation:
+            raise WireError(twins)
+        for old in [c for c, p in self._contacts.items() if p == peer]:
+            del self._contacts[old]
+            if self._incarnations[peer] != header.incarnation:
+                self._answer(old, Kind.REFUSED, twins)
+        self._contacts[contact] = peer
         self._incarnations[peer] = header.incarnation
         self._answer(contact, Kind.WELCOME)
 
@@ -316,7 +340,7 @@ class ZeroMQTransport:
 
     def _send(self, peer: PeerId, header: bytes, block: zmq.Frame | None = None) -> bool:
         """Hand a message to libzmq; False if the queue is full or nobody is connected."""
-        frames: list[bytes | zmq.Frame] = [_route(peer), header]
+        frames: list[bytes | zmq.Frame] = [route_to(peer), header]
         if block is not None:
             frames.append(block)
         try:
@@ -366,23 +390,3 @@ def _receive(each: zmq.Socket[bytes]) -> Frames:
         return each.recv_multipart(zmq.NOBLOCK, copy=False)
     except zmq.Again:
         return []
-
-
-def _route(peer: PeerId) -> bytes:
-    return b"peer-%d" % peer
-
-
-def _peer_of(route: bytes) -> PeerId:
-    return int(route.removeprefix(b"peer-"))
-
-
-def _resolve(address: str) -> str:
-    """Numeric form of tcp://host:port, as the socket monitor will spell it."""
-    scheme, _, rest = address.partition("://")
-    host, _, port = rest.rpartition(":")
-    if scheme != "tcp":
-        return address
-    try:
-        return f"tcp://{socket.gethostbyname(host)}:{port}"
-    except OSError as error:
-        raise StartupError(f"cannot resolve the host of {address}: {error.strerror}") from error

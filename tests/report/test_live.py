@@ -67,8 +67,8 @@ def stages(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
         stage.close()
 
 
-def done(round: int) -> RoundDone:
-    return RoundDone(round=round, loss=0.25, bytes_out=1000, bytes_in=1000, neighbours=1)
+def done(before: int) -> RoundDone:
+    return RoundDone(round=before + 1, loss=0.25, bytes_out=1000, bytes_in=1000, neighbours=1)
 
 
 def test_plain_lines_come_at_tenths_and_not_within_two_seconds(

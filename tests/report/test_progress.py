@@ -29,8 +29,8 @@ STARTED = Started(pid=1, incarnation=0, endpoint="", parameters=1, samples=1, cl
 JOINED = Joined(after_s=1.0)
 
 
-def done(round: int) -> RoundDone:
-    return RoundDone(round=round, loss=0.5, bytes_out=100, bytes_in=1, neighbours=3, missing=[2])
+def done(before: int) -> RoundDone:
+    return RoundDone(round=before + 1, loss=0.5, bytes_out=100, bytes_in=1, neighbours=3, missing=[2])
 
 
 def says(state: Literal["alive", "slow", "dead", "left"], why: str = "why") -> NeighbourChanged:
@@ -83,7 +83,7 @@ def test_figures_of_a_peer() -> None:
     progress.take(line(1, 12.0, Evaluated(2, 0.9, 0.1, 0.1, "")))
     progress.take(line(1, 13.0, Evaluated(3, None, 0.1, 0.1, "")))
     peer = progress.peers[1]
-    assert (peer.next_round, peer.loss, peer.accuracy, peer.bytes_out) == (3, 0.5, 0.9, 300)
+    assert (peer.rounds_done, peer.loss, peer.accuracy, peer.bytes_out) == (3, 0.5, 0.9, 300)
     assert (peer.heard, peer.expected, peer.rate) == (2, 3, 2.0)
     assert PeerProgress(peer=0).rate is None
 
@@ -130,7 +130,7 @@ def test_the_failed_then_the_slow_then_the_hindmost_are_interesting() -> None:
     states: list[tuple[State, int]] = [
         ("done", 9), ("running", 4), ("running", 2), ("slow", 5), ("running", 3), ("dead", 1)
     ]  # fmt: skip
-    peers = [PeerProgress(peer=i, state=s, next_round=r) for i, (s, r) in enumerate(states)]
+    peers = [PeerProgress(peer=i, state=s, rounds_done=r) for i, (s, r) in enumerate(states)]
     assert [p.peer for p in most_interesting(peers, 1)] == [5]
     assert [p.peer for p in most_interesting(peers, 3)] == [2, 3, 5]
     assert [p.peer for p in most_interesting(peers, 5)] == [1, 2, 3, 4, 5]

@@ -1,0 +1,216 @@
+"""HyperPrism: its run-file table, and how a learned degree follows its signal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from p2p_dml.errors import ConfigError
+from p2p_dml.kernels.mirror import power_mean_slope
+from p2p_dml.strategies.hyperprism import HyperPrism, HyperPrismState, cosines
+from p2p_dml.tables import build
+from p2p_dml.types import Inbox, Neighbourhood, Part, Payload, Tensors
+
+HOOD = Neighbourhood(0, 0.25, {1: 0.25, 2: 0.5}, {1: 0.25, 2: 0.5})
+PARTS: Mapping[str, Part] = {"conv": "representation", "fc.w": "decision", "fc.b": "decision"}
+
+
+def draw(seed: int, size: int = 40) -> Tensors:
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.rand(size, generator=generator, dtype=torch.float64) for name in PARTS}
+
+
+@dataclass
+class PushedLearner:
+    """Training adds `push`, whatever the model."""
+
+    push: Tensors = field(default_factory=lambda: dict.fromkeys(PARTS, torch.tensor(0.0)))
+    round: int = 1
+    w: Tensors = field(default_factory=lambda: draw(0))
+
+    @property
+    def params(self) -> Tensors:
+        return dict(self.w)
+
+    @params.setter
+    def params(self, new: Mapping[str, Tensor]) -> None:
+        for name, x in new.items():
+            self.w[name].copy_(x)
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        return PARTS
+
+    def train(self) -> float:
+        for name, x in self.push.items():
+            self.w[name].add_(x)
+        return 0.0
+
+    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
+        return {name: -x for name, x in self.push.items()}
+
+
+@dataclass
+class FixedLinks:
+    now: Neighbourhood = HOOD
+
+    def shared_bits(self, stream: int, count: int) -> Sequence[int]:
+        return [stream] * count
+
+
+def play(
+    strategy: HyperPrism,
+    state: HyperPrismState,
+    learner: PushedLearner,
+    heard: Mapping[int, Mapping[str, Tensor]],
+) -> HyperPrismState:
+    steps = strategy.round(state, learner, FixedLinks())
+    next(steps)
+    try:
+        steps.send(Inbox(HOOD, {j: Payload(tensors) for j, tensors in heard.items()}))
+    except StopIteration as end:
+        new: HyperPrismState = end.value
+        return new
+    raise AssertionError("a round of HyperPrism has one exchange")
+
+
+@pytest.mark.parametrize(
+    "degree",
+    [
+        9.0,
+        9,
+        "learned",
+        {"representation": 1.0, "decision": 9.0},
+        {"decision": 3},
+        {"start": 15.0, "end": 1.0, "time_constant": 2.0},
+    ],
+)
+def test_every_form_of_degree_can_stand_in_a_run_file(degree: object) -> None:
+    assert build(HyperPrism, {"degree": degree}, "strategy") == HyperPrism(degree=degree)  # type: ignore[arg-type]
+
+
+def test_the_default_is_a_learned_degree() -> None:
+    assert build(HyperPrism, {}, "strategy").degree == "learned"
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"degree": 0.5}, r"strategy: degree = 0\.5: expected a degree of at least 1"),
+        ({"degree": True}, r"strategy\.degree: .*found bool True"),
+        ({"degree": [1.0, 9.0]}, r"strategy\.degree: .*found list"),
+        ({"degree": "learnt"}, r"strategy: degree = 'learnt': unknown word; did you mean"),
+        ({"degree": {"decison": 9.0}}, r"strategy: degree\.decison: unknown key; did you mean"),
+        ({"degree": {"decision": "x"}}, r"strategy: degree\.decision: .*found str 'x'"),
+        ({"degre": 9.0}, r"strategy\.degre: unknown key; did you mean 'degree'"),
+        ({"p_max": 0.9}, r"strategy: p_max = 0\.9: expected"),
+        ({"p_max": "9"}, r"strategy\.p_max: .*found str '9'"),
+        ({"start_decision": 16.0}, r"strategy: decision: expected a degree from 1 to 15"),
+        ({"start_representation": 0.0}, r"strategy: representation: expected a degree from 1"),
+        ({"rate": -1.0}, r"strategy: rate = -1\.0: expected"),
+        ({"memory": 1.0}, r"strategy: memory = 1\.0: expected"),
+        ({"signal": "mine"}, r"strategy\.signal: .*'neighbourhood' or 'own'"),
+    ],
+)
+def test_a_bad_table_is_a_config_error_that_names_the_key(
+    table: Mapping[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(HyperPrism, table, "strategy")
+
+
+def test_first_degrees_are_reported() -> None:
+    learner = PushedLearner()
+    for strategy, expected in (
+        (HyperPrism(), {"decision": 15.0, "representation": 1.0}),
+        (HyperPrism(p_max=9.0, start_representation=3.0), {"decision": 9.0, "representation": 3.0}),
+        (HyperPrism(start_decision=2.0), {"decision": 2.0, "representation": 1.0}),
+        (HyperPrism(degree=5.0), {"decision": 5.0, "representation": 5.0}),
+    ):
+        assert strategy.report(strategy.init(learner, seed=3)) == expected
+
+
+def test_a_scheduled_degree_is_that_of_the_learners_round() -> None:
+    strategy = HyperPrism(degree={"start": 15.0, "time_constant": 1e-3})
+    learner = PushedLearner()
+    state = strategy.init(learner, 0)
+    for round, degree in ((1, 15.0), (2, 1.0)):
+        learner.round = round
+        state = play(strategy, state, learner, {1: draw(1), 2: draw(2)})
+        assert strategy.report(state) == {"decision": degree, "representation": degree}
+
+
+def test_the_state_keeps_the_slope_at_the_mix() -> None:
+    strategy = HyperPrism(start_representation=4.0)
+    learner = PushedLearner()
+    models = [learner.params, draw(1), draw(2)]
+    own = {name: x.clone() for name, x in models[0].items()}
+    state = play(strategy, strategy.init(learner, 0), learner, {1: models[1], 2: models[2]})
+    assert state.degrees["representation"] == pytest.approx(4.0)
+    xs = [own["conv"], models[1]["conv"], models[2]["conv"]]
+    expected = power_mean_slope(xs, [0.25, 0.25, 0.5], state.degrees["representation"])
+    assert torch.equal(state.slope["conv"], expected)
+
+
+@pytest.mark.parametrize("signal", ["own", "neighbourhood"])
+@pytest.mark.parametrize("direction", [1.0, -1.0])
+def test_a_degree_follows_the_descent_direction(
+    signal: Literal["own", "neighbourhood"], direction: float
+) -> None:
+    strategy = HyperPrism(
+        signal=signal, start_representation=5.0, start_decision=5.0, rate=0.1, memory=0.0
+    )
+    learner = PushedLearner()
+    state = play(strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
+    # Everyone now moves along the slope of the decision part, and against it elsewhere.
+    learner.push = {
+        name: direction * (1 if part == "decision" else -1) * state.slope[name]
+        for name, part in PARTS.items()
+    }
+    ahead = {name: learner.w[name] + learner.push[name] for name in PARTS}
+    after = play(strategy, state, learner, {1: ahead, 2: ahead}).degrees
+    # A cosine of ±1 changes ln p by ±rate; a head moves the network the other shares, by under 1 %.
+    assert after["decision"] == pytest.approx(5 * 2.718281828 ** (0.1 * direction), rel=0.01)
+    assert after["representation"] == pytest.approx(5 * 2.718281828 ** (-0.1 * direction), rel=0.01)
+
+
+def test_the_signal_does_not_depend_on_the_size_of_the_step_or_the_model() -> None:
+    a, b = draw(1), draw(2)
+    scaled = cosines({n: 1e-6 * x for n, x in a.items()}, {n: 1e6 * x for n, x in b.items()}, PARTS)
+    assert scaled == pytest.approx(cosines(a, b, PARTS), rel=1e-12)
+
+
+def test_cosines_by_hand() -> None:
+    a = {"conv": torch.tensor([1.0, 0.0]), "fc.w": torch.tensor([3.0]), "fc.b": torch.tensor([4.0])}
+    b = {"conv": torch.tensor([1.0, 1.0]), "fc.w": torch.tensor([1.0]), "fc.b": torch.tensor([0.0])}
+    got = cosines(a, b, PARTS)
+    assert got == pytest.approx({"decision": 0.6, "representation": 0.5**0.5})
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_a_part_without_a_direction_gives_no_signal(bad: float) -> None:
+    a = draw(1) | {"conv": torch.full((40,), bad, dtype=torch.float64)}
+    assert set(cosines(a, draw(2), PARTS)) == {"decision"}
+    assert set(cosines(draw(2), a, PARTS)) == {"decision"}
+
+
+def test_an_isolated_round_leaves_the_network_alone() -> None:
+    strategy = HyperPrism()
+    learner = PushedLearner(push=draw(5))
+    state = play(strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
+    alone = play(strategy, state, learner, {})
+    assert alone.net is state.net
+    assert alone.degrees == state.degrees
+    assert all((x == 0).all() for x in alone.slope.values())
+
+
+def test_private_seeds_give_private_networks() -> None:
+    nets = [HyperPrism().init(PushedLearner(), seed).net for seed in (1, 1, 2)]
+    embeddings = [net.weights["embedding"] for net in nets if net is not None]
+    assert torch.equal(embeddings[0], embeddings[1])
+    assert not torch.equal(embeddings[0], embeddings[2])
