@@ -14,32 +14,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from torch import Tensor, nn, zeros
 
 from p2p_dml import config
 from p2p_dml.events import PHASES, event_file, read_events
 from p2p_dml.launchers import local
 
 WARM_UP = 20
-
-
-class Vector(nn.Module):
-    """A model that is nothing but its parameters."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.values = nn.Parameter(zeros(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x
-
-
-def vector(*, size: int) -> nn.Module:
-    return Vector(size)
-
-
-def nothing(model: nn.Module, round: int) -> float:
-    return 0.0
 
 
 def main(
@@ -56,8 +36,8 @@ def main(
         "rounds": rounds,
         "links": links,
         "strategy": strategy,
-        "model": {"name": "benchmarks.exchange:vector", "size": parameters},
-        "train": "benchmarks.exchange:nothing",
+        "model": {"name": "benchmarks.vector:vector", "size": parameters},
+        "train": "benchmarks.vector:nothing",
         "evaluate_every": 0,
         "transport": {"scheme": scheme},
     }

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p2p_dml import __version__
-from p2p_dml.errors import ExitCode, P2PError
+from p2p_dml.errors import ExitCode, P2PError, StorageError
 
 app = typer.Typer(
     help="Peer-to-peer training without a server, over links that come and go.",
@@ -35,21 +35,30 @@ Out = Annotated[Path | None, typer.Option(help="run folder; default: a new one b
 Quiet = Annotated[bool, typer.Option("--quiet", help="no live view, only the final lines")]
 
 
+class _Interrupted(BaseException):
+    """A signal. No Exception, lest somebody handle it; no KeyboardInterrupt, which click would."""
+
+
 def main() -> NoReturn:
     """Run the command; every known error is one message and its documented exit code."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
     try:
         app()
     except P2PError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+        _complain(error)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
+    except _Interrupted:
         sys.exit(ExitCode.STOPPED)
     sys.exit(ExitCode.DONE)
 
 
+def _complain(error: P2PError | str) -> None:
+    Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
+
+
 def _interrupt(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    raise _Interrupted
 
 
 @app.callback(invoke_without_command=True)
@@ -71,9 +80,13 @@ def run(file: RunFile, set_: Override = None, out: Out = None, quiet: Quiet = Fa
     settings = config.load(file, set_ or [])
     with _Watch(settings.peers, settings.rounds, console, quiet) as watch:
         outcome = local.run(settings, out, watch.begin)
-    for error in dict.fromkeys(outcome.errors.values()):
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
-    _conclude(outcome.folder, console)
+    if outcome.verdict:
+        _complain(outcome.verdict)
+    try:
+        _conclude(outcome.folder, console)
+    except StorageError:
+        if not outcome.verdict:  # a full disk is said already
+            raise
     raise typer.Exit(outcome.exit_code)
 
 

@@ -216,14 +216,15 @@ class PeerLoop:
             self._tally = _Tally()
             self._learner.seek(round_)
             state = yield from self._round(state)
-            last = round_ == self._plan.rounds or self._stop
+            stopping = self._stop  # read once: a signal may come between here and the end
+            last = round_ == self._plan.rounds or stopping
             if last or _is_due(round_, self._plan.evaluate_every):
                 self._evaluate()
             self._report(state)
             if last or _is_due(round_, self._plan.checkpoint_every):
                 file = self._save(round_, self._learner.state(), state)
                 self._on_event(Checkpointed(round_, file))
-            if self._stop:
+            if stopping:
                 return ExitCode.STOPPED
         return ExitCode.DONE
 

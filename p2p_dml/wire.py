@@ -185,7 +185,7 @@ def decode(data: Buffer, block: Buffer, max_block_bytes: int) -> tuple[Header, P
     )
     if raw.size != header.block_bytes:
         raise WireError(f"block is {raw.size} bytes, header says {header.block_bytes}")
-    if raw.ctypes.data % 16 or not raw.flags.writeable:
+    if raw.ctypes.data % 8 or not raw.flags.writeable:
         raw = raw.copy()  # small messages share a receive buffer and may lie at odd addresses
     flat = torch.from_numpy(raw)
     tensors = {slot.name: _read(slot, flat) for slot in header.slots}

@@ -46,17 +46,22 @@ def scale_of(xs: Sequence[Tensor], out: Tensor, scratch: Tensor) -> Tensor:
     return out.masked_fill_(out == 0, 1.0)
 
 
-def by_chunks(xs: Sequence[Tensor], rows: int, fold: Fold) -> Tensor:
-    """Run `fold` over flat chunks of equally shaped tensors; returns a new tensor like xs[0].
+def by_chunks(xs: Sequence[Tensor], rows: int, fold: Fold, out: Tensor | None = None) -> Tensor:
+    """Run `fold` over flat chunks of equally shaped tensors; returns `out`, new if not given.
 
-    Scratch is float32 for half-precision inputs and of the inputs' dtype otherwise.
+    `out` may be one of xs: a chunk is written after all of it was read. Then no memory of the
+    tensors' size is needed. Scratch is float32 for half-precision inputs and of the inputs' dtype
+    otherwise.
     """
-    out = torch.empty(xs[0].shape, dtype=xs[0].dtype, device=xs[0].device)
-    flat = [x.detach().reshape(-1) for x in xs]
-    dtype = torch.promote_types(out.dtype, torch.float32)
-    scratch = torch.empty((rows, min(CHUNK, out.numel())), dtype=dtype, device=out.device)
-    for begin in range(0, out.numel(), CHUNK):
-        piece = out.view(-1)[begin : begin + CHUNK]
+    if out is None or not out.is_contiguous():
+        result = torch.empty(xs[0].shape, dtype=xs[0].dtype, device=xs[0].device)
+    else:
+        result = out
+    target, flat = result.view(-1), [x.detach().reshape(-1) for x in xs]
+    dtype = torch.promote_types(result.dtype, torch.float32)
+    scratch = torch.empty((rows, min(CHUNK, target.numel())), dtype=dtype, device=target.device)
+    for begin in range(0, target.numel(), CHUNK):
+        piece = target[begin : begin + CHUNK]
         parts = [x[begin : begin + CHUNK].to(dtype) for x in flat]
         fold(parts, scratch[:, : piece.numel()], piece)
-    return out
+    return result if out is None or result is out else out.copy_(result)

@@ -1,4 +1,9 @@
-"""Means over models: the weighted mean and the weighted power mean; inputs are never written to."""
+"""Means over models: the weighted mean and the weighted power mean.
+
+The `mix_…` functions change the first argument in place, chunk by chunk: a round then needs no
+memory of the model's size, whose page faults would cost more than the arithmetic. All others leave
+their inputs alone.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +22,10 @@ def weighted_mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[floa
     return {name: _weighted_sum([m[name] for m in models], weights) for name in models[0]}
 
 
-def weighted_power_mean(xs: Sequence[Tensor], weights: Sequence[float], p: float) -> Tensor:
-    """Power mean of degree p of equally shaped tensors, sign-preserving; a new tensor.
+def weighted_power_mean(
+    xs: Sequence[Tensor], weights: Sequence[float], p: float, out: Tensor | None = None
+) -> Tensor:
+    """Power mean of degree p of equally shaped tensors, sign-preserving; `out` may be one of xs.
 
     Weights sum to 1, p >= 1 is real; p = 1 is the weighted mean, bit for bit. Computed as
     M sgn(S)|S|^(1/p) with M = max_j |x_j| and S = sum_j a_j sgn(x_j) (|x_j|/M)^p per coordinate,
@@ -27,41 +34,39 @@ def weighted_power_mean(xs: Sequence[Tensor], weights: Sequence[float], p: float
     """
     check_degree(p)
     if p == 1:
-        return _weighted_sum(xs, weights)
+        return _weighted_sum(xs, weights, out)
     heard = [(x, a) for x, a in zip(xs, weights, strict=True) if a != 0]
     fold = partial(_power_mean, weights=[a for _, a in heard], p=p)
-    return by_chunks([x for x, _ in heard], 4, fold)
+    return by_chunks([x for x, _ in heard], 4, fold, out)
 
 
-def weighted_power_means(
-    models: Sequence[Mapping[str, Tensor]], weights: Sequence[float], degrees: Mapping[str, float]
-) -> Tensors:
-    """Weighted power mean of models, name by name, with a degree for each tensor name."""
-    return {
-        name: weighted_power_mean([m[name] for m in models], weights, degrees[name])
-        for name in models[0]
-    }
+def mix_mean(own: Mapping[str, Tensor], inbox: Inbox) -> None:
+    """Replace `own` by the weighted mean with what was received; as it is if nobody was heard."""
+    mix_power_mean(own, inbox, dict.fromkeys(own, 1.0))
 
 
-def mix(own: Mapping[str, Tensor], inbox: Inbox) -> Tensors:
-    """Weighted mean of own and received tensors; own values unchanged if nobody was heard."""
+def mix_power_mean(own: Mapping[str, Tensor], inbox: Inbox, degrees: Mapping[str, float]) -> None:
+    """Replace `own` by the power mean with what was received, a degree for each tensor name."""
     if not inbox.messages:
-        return {name: x.detach().clone() for name, x in own.items()}
-    return weighted_mean(*inbox.with_own(own))
+        return
+    models, weights = inbox.with_own(own)
+    for name, x in own.items():
+        weighted_power_mean([m[name] for m in models], weights, degrees[name], out=x.detach())
 
 
-def power_mix(own: Mapping[str, Tensor], inbox: Inbox, degrees: Mapping[str, float]) -> Tensors:
-    """Weighted power mean of own and received tensors; own values if nobody was heard."""
-    if not inbox.messages:
-        return {name: x.detach().clone() for name, x in own.items()}
-    return weighted_power_means(*inbox.with_own(own), degrees)
+def _weighted_sum(
+    xs: Sequence[Tensor], weights: Sequence[float], out: Tensor | None = None
+) -> Tensor:
+    return by_chunks(xs, 1, partial(_fold_sum, weights=weights), out)
 
 
-def _weighted_sum(xs: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
-    total = xs[0].detach() * weights[0]
+def _fold_sum(
+    xs: Sequence[Tensor], scratch: Tensor, out: Tensor, *, weights: Sequence[float]
+) -> None:
+    total = torch.mul(xs[0], weights[0], out=scratch[0])
     for x, weight in zip(xs[1:], weights[1:], strict=True):
-        total.add_(x.detach(), alpha=weight)
-    return total
+        total.add_(x, alpha=weight)
+    out.copy_(total)
 
 
 def _power_mean(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ def choose(out: Path | None, run: RunConfig) -> Path:
 
 
 def create(path: Path, shared: Blueprint, model: nn.Module, mode: str, started: float) -> None:
-    """Write `run.toml` and `run.json`; StorageError if it cannot."""
+    """Write `run.toml` and `run.json`; StorageError, and no new folder left, if it cannot."""
     facts = {
         "name": shared.config.name,
         "digest": shared.digest(model).hex(),
@@ -50,11 +51,17 @@ def create(path: Path, shared: Blueprint, model: nn.Module, mode: str, started: 
         "params": sum(x.numel() for x in model.parameters()),
         "num_classes": shared.dataset.num_classes if shared.dataset else None,
     }
-    with storage(path):
-        (path / "events").mkdir(parents=True, exist_ok=True)
-        (path / "logs").mkdir(exist_ok=True)
-        config.dump(shared.config, path / "run.toml")
-        (path / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    is_new = not path.exists()
+    try:
+        with storage(path):
+            (path / "events").mkdir(parents=True, exist_ok=True)
+            (path / "logs").mkdir(exist_ok=True)
+            config.dump(shared.config, path / "run.toml")
+            (path / "run.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    except StorageError:
+        if is_new:
+            shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 @contextmanager

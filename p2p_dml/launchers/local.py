@@ -47,6 +47,28 @@ class Outcome:
         codes = {ExitCode(max(code, 0) if code >= 0 else 1) for code in self.exit_codes.values()}
         return next(code for code in WORST_FIRST if code in codes)
 
+    @property
+    def verdict(self) -> str | None:
+        """One message for the run: what ended the worst peer, and how many others failed.
+
+        None if none failed.
+        """
+        fine = (ExitCode.DONE, ExitCode.STOPPED)
+        failed = {peer: code for peer, code in self.exit_codes.items() if code not in fine}
+        if not failed:
+            return None
+        rank = {int(code): place for place, code in enumerate(WORST_FIRST)}
+        worst = min(failed, key=lambda peer: rank.get(failed[peer], 0))  # of equals who ended first
+        others = f"; {len(failed) - 1} more peers failed, see the report" if len(failed) > 1 else ""
+        return (self.errors.get(worst) or _fate(worst, failed[worst])) + others
+
+
+def _fate(peer: PeerId, code: int) -> str:
+    """How a peer ended that left no message."""
+    if code < 0:
+        return f"peer {peer} was ended by signal {-code} ({signal.strsignal(-code)})"
+    return f"peer {peer} ended with exit code {code}; see its log in the run folder"
+
 
 class _Aborted(Exception):
     """The run ended before all peers had met; `exit_codes` are those of the peers it is due to."""
@@ -61,11 +83,12 @@ def run(
     """Run all peers to their end; `watch(folder, started)` gives a function called meanwhile.
 
     The first SIGINT or SIGTERM lets peers finish their round and save; the second kills them.
-    Raises ConfigError before anything is written, StorageError if the folder cannot be.
+    Raises ConfigError before anything is written, StorageError if the folder cannot be,
+    StartupError if peers do not come up.
     """
     started = time.time()
     path = folder.choose(out, config)
-    with _nursery(config.threads) as nursery, _scratch() as scratch:
+    with _scratch() as scratch, _nursery(config.threads) as nursery:
         shared = blueprint(config, *load_data(config))
         model = check_all(shared)
         folder.create(path, shared, model, "run", started)
@@ -142,7 +165,7 @@ class _Nursery:
 
     def _take(self, chunk: bytes) -> None:
         if not chunk:  # the nursery is gone, and the kernel has ended its children
-            self.exit_codes |= dict.fromkeys(self.running, int(ExitCode.FAILED))
+            self.exit_codes |= dict.fromkeys(self.running, -signal.SIGKILL)
             self.running.clear()
         *lines, self._unread = (self._unread + chunk).split(b"\n")
         for entry in map(json.loads, lines):

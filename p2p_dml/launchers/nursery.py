@@ -22,7 +22,9 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-import torch._dynamo  # noqa: F401  (the first optimiser of a process imports it: 1 s and 75 MB)
+import numpy.ma
+import numpy.random  # noqa: F401
+import torch._dynamo  # noqa: F401  (the first optimiser imports it: 1 s and 75 MB)
 
 from p2p_dml.errors import ExitCode
 from p2p_dml.launchers.single import Assignment, run_assignment

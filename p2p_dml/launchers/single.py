@@ -138,10 +138,14 @@ def _check_id(config: RunConfig, me: PeerId) -> None:
 
 def _meet_and_run(parts: Blueprint, learner: AnyLearner, me: PeerId, out: Path) -> ExitCode:
     """Bind the address that the run file gives this peer and run."""
-    book = addresses(parts.config)
-    if not (out / "run.json").exists():
-        folder.create(out, parts, learner.module, "peer", time.time())
-    return run_peer(parts, learner, me, out, book[me], lambda endpoint: book)
+    book, started = addresses(parts.config), time.time()
+
+    def introduce(endpoint: str) -> Mapping[PeerId, str]:
+        if not (out / "run.json").exists():  # only now: a peer that cannot bind leaves nothing
+            folder.create(out, parts, learner.module, "peer", started)
+        return book
+
+    return run_peer(parts, learner, me, out, book[me], introduce)
 
 
 def addresses(config: RunConfig) -> dict[PeerId, str]:

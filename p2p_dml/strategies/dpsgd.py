@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import final
 
-from p2p_dml.kernels.means import mix
+from p2p_dml.kernels.means import mix_mean
 from p2p_dml.types import Inbox, Learner, Links, Need, Outbox, Payload
 
 
@@ -34,7 +34,7 @@ class DPSGD:
         """x_i <- sum_j w_ij x_j, after local training."""
         learner.train()
         inbox = yield links.now.broadcast(Payload(learner.params))
-        learner.params = mix(learner.params, inbox)
+        mix_mean(learner.params, inbox)
 
     def report(self, state: None) -> Mapping[str, float]:
         return {}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from p2p_dml.hypernet import HyperNet, HyperNetState
-from p2p_dml.kernels.means import power_mix, weighted_mean
+from p2p_dml.kernels.means import mix_power_mean, weighted_mean
 from p2p_dml.kernels.mirror import power_mean_slopes
 from p2p_dml.strategies._degree import DegreeSchedule, read_degree
 from p2p_dml.tensors import clone, tmap
@@ -98,7 +98,7 @@ class HyperPrism:
         degrees = self._hypernet.degrees(net)  # line 7
         per_tensor = {name: degrees[part] for name, part in learner.parts.items()}
         slope = power_mean_slopes(*inbox.with_own(learner.params), per_tensor)
-        learner.params = power_mix(learner.params, inbox, per_tensor)  # lines 8, 11-13; eq. (2)
+        mix_power_mean(learner.params, inbox, per_tensor)  # lines 8, 11-13; eq. (2)
         return HyperPrismState(degrees=degrees, net=net, slope=slope)
 
     def _learn(
@@ -130,7 +130,7 @@ def _scheduled_round(
     inbox = yield links.now.broadcast(Payload(learner.params))
     degrees = {part: schedule(part, learner.round) for part in _parts(learner)}
     per_tensor = {name: degrees[part] for name, part in learner.parts.items()}
-    learner.params = power_mix(learner.params, inbox, per_tensor)
+    mix_power_mean(learner.params, inbox, per_tensor)
     return HyperPrismState(degrees=degrees)
 
 

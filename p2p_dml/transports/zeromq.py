@@ -23,7 +23,7 @@ from p2p_dml.errors import StartupError, WireError
 from p2p_dml.events import Event, NeighbourChanged, Rejected
 from p2p_dml.liveness import Liveness
 from p2p_dml.transports._addresses import peer_on, resolve, route_to
-from p2p_dml.transports.snapshots import Snapshots
+from p2p_dml.transports._snapshots import Snapshots
 from p2p_dml.types import Mail, Message, Outbox, Payload, PeerId, Tag
 from p2p_dml.wire import Header, Kind
 

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from p2p_dml.kernels._power import CHUNK, signed_power
 from p2p_dml.kernels.means import (
-    mix,
-    power_mix,
+    mix_mean,
+    mix_power_mean,
     weighted_mean,
     weighted_power_mean,
-    weighted_power_means,
 )
 from p2p_dml.types import Inbox, Neighbourhood, Payload
 
@@ -55,21 +54,43 @@ def test_weighted_mean_by_hand() -> None:
 
 def test_a_missing_neighbours_weight_returns_to_self() -> None:
     heard = inbox({0: torch.tensor([8.0])}, {0: 0.25, 2: 0.5})
-    assert mix({"w": torch.tensor([4.0])}, heard)["w"].tolist() == [5.0]
-    assert power_mix({"w": torch.tensor([4.0])}, heard, {"w": 1.0})["w"].tolist() == [5.0]
+    mean, power_mean = ({"w": torch.tensor([4.0])} for _ in range(2))
+    mix_mean(mean, heard)
+    assert mean["w"].tolist() == [5.0]
+    mix_power_mean(power_mean, heard, {"w": 3.0})
     expected = (0.75 * 4**3 + 0.25 * 8**3) ** (1 / 3)
-    got = power_mix({"w": torch.tensor([4.0])}, heard, {"w": 3.0})["w"].item()
-    assert got == pytest.approx(expected, rel=1e-6)
+    assert power_mean["w"].item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("p", [1.0, 1.7, 9.0])
 def test_an_isolated_peer_keeps_its_values_bit_for_bit(p: float) -> None:
     (own,) = rows(1, 50)
     alone = inbox({}, {0: 0.1, 2: 0.2, 3: 0.3})
-    assert torch.equal(mix({"w": own}, alone)["w"], own)
-    kept = power_mix({"w": own}, alone, {"w": p})["w"]
+    kept = own.clone()
+    mix_power_mean({"w": kept}, alone, {"w": p})
     assert torch.equal(kept, own)
-    assert kept.data_ptr() != own.data_ptr()
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0, 4.5])
+@pytest.mark.parametrize("size", [1, 1000, CHUNK, 2 * CHUNK + 3])
+def test_mixing_in_place_gives_the_same_bits_as_a_new_tensor(p: float, size: int) -> None:
+    own, left, right = rows(3, size, dtype=torch.float32)
+    heard = inbox({0: left, 2: right}, {0: 0.25, 2: 0.35})
+    models, weights = heard.with_own({"w": own})
+    expected = weighted_power_mean([m["w"] for m in models], weights, p)
+    kept = left.clone(), right.clone()
+    mix_power_mean({"w": own}, heard, {"w": p})
+    assert torch.equal(own, expected)
+    assert torch.equal(left, kept[0]) and torch.equal(right, kept[1])
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0])
+def test_a_tensor_with_gaps_is_mixed_in_place_too(p: float) -> None:
+    own, other = rows(2, 24, dtype=torch.float32)
+    sparse, dense = own.view(6, 4).t(), own.view(6, 4).t().contiguous()
+    for mine in (sparse, dense):
+        mix_power_mean({"w": mine}, inbox({0: other.view(4, 6)}, {0: 0.5}), {"w": p})
+    assert torch.equal(sparse, dense)
 
 
 @pytest.mark.parametrize(
@@ -166,19 +187,19 @@ def test_the_fast_path_agrees_with_the_real_one_next_to_it(p: float) -> None:
 
 
 def test_degree_1_is_the_weighted_mean_bit_for_bit() -> None:
-    models = [{"a": x, "b": -x} for x in rows(5, 33, dtype=torch.float32)]
+    xs = rows(5, 33, dtype=torch.float32)
     weights = [0.3, 0.1, 0.1, 0.2, 0.3]
-    linear = weighted_mean(models, weights)
-    power = weighted_power_means(models, weights, {"a": 1.0, "b": 1})
-    assert all(torch.equal(linear[name], power[name]) for name in linear)
+    linear = weighted_mean([{"a": x} for x in xs], weights)["a"]
+    assert torch.equal(weighted_power_mean(xs, weights, 1), linear)
 
 
 def test_each_tensor_has_its_own_degree() -> None:
-    models = [{"a": torch.tensor([1.0]), "b": torch.tensor([1.0])} for _ in range(2)]
-    models[1] = {"a": torch.tensor([3.0]), "b": torch.tensor([3.0])}
-    got = weighted_power_means(models, [0.5, 0.5], {"a": 1.0, "b": 3.0})
-    assert got["a"].item() == 2.0
-    assert got["b"].item() == pytest.approx(14 ** (1 / 3), rel=1e-6)
+    own = {"a": torch.tensor([1.0]), "b": torch.tensor([1.0])}
+    other = {"a": torch.tensor([3.0]), "b": torch.tensor([3.0])}
+    hood = Neighbourhood(1, 0.5, {0: 0.5}, {0: 0.5})
+    mix_power_mean(own, Inbox(hood, {0: Payload(other)}), {"a": 1.0, "b": 3.0})
+    assert own["a"].item() == 2.0
+    assert own["b"].item() == pytest.approx(14 ** (1 / 3), rel=1e-6)
 
 
 @pytest.mark.parametrize("p", [0.999, 0.0, -3.0, math.nan, math.inf])

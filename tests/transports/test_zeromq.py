@@ -108,6 +108,13 @@ class Raw:
         self.sockets.append(made)
         return made
 
+    def bound(self, endpoint: str = ANYWHERE) -> tuple[zmq.Socket[bytes], str]:
+        """A socket that takes connections and holds one message each, and its address."""
+        made = self.socket(zmq.ROUTER)
+        made.setsockopt(zmq.RCVHWM, 1)
+        made.bind(endpoint)
+        return made, made.get_string(zmq.LAST_ENDPOINT)
+
     def dealer(self, endpoint: str) -> zmq.Socket[bytes]:
         made = self.socket(zmq.DEALER)
         made.connect(endpoint)
@@ -130,8 +137,8 @@ def number(x: float, size: int = 1) -> Payload:
     return Payload({"x": torch.full((size,), x)})
 
 
-def frame(kind: Kind, sender: PeerId = 1, digest: bytes = RUN, tag: Tag = Tag(1)) -> bytes:
-    return wire.encode_header(Header(kind, digest, sender, 7, tag))
+def frame(kind: Kind, sender: PeerId = 1, digest: bytes = RUN) -> bytes:
+    return wire.encode_header(Header(kind, digest, sender, 7, Tag(1)))
 
 
 def ask(
@@ -226,7 +233,7 @@ def test_a_wrong_address_book_is_noticed(peers: Peers) -> None:
     opening = peers.threads.submit(b.open, {0: a.endpoint, 1: b.endpoint}, [0])
     with pytest.raises(StartupError, match=r"peer 2 at \S+ answers as peer 1"):
         a.open({0: a.endpoint, 1: b.endpoint, 2: b.endpoint}, [2])
-    assert isinstance(opening.exception(), StartupError)
+    opening.exception()  # whether it met peer 0 before that left is a matter of chance
 
 
 def test_a_taken_port_is_named(peers: Peers) -> None:
@@ -364,6 +371,28 @@ def test_a_neighbour_comes_back_at_its_address(peers: Peers) -> None:
     assert peers.rejected(a) == []
 
 
+def test_hello_gets_through_behind_messages_for_an_earlier_incarnation(
+    peers: Peers, raw: Raw
+) -> None:
+    a = peers.make(0, limits=replace(QUICK, queue_messages=8))
+    first, endpoint = raw.bound()
+    opening = peers.threads.submit(a.open, {0: a.endpoint, 1: endpoint}, [1])
+    contact, _ = first.recv_multipart()
+    first.send_multipart([contact, frame(Kind.WELCOME)])
+    raw.dealer(a.endpoint).send(frame(Kind.HELLO))
+    opening.result()
+    while a.post(Tag(1), {1: number(1.0, 1 << 20)}):
+        continue
+    first.close()
+    second, _ = raw.bound(endpoint)
+    for _ in range(20):  # the connection stands again, and the queue is still full
+        read(a)
+        second.poll(10)
+    while wire.decode_header(second.recv_multipart()[1], 1 << 30).kind is not Kind.HELLO:
+        read(a)
+        read_until(a, lambda: second.poll(5))
+
+
 def test_a_later_neighbour_that_nobody_started_counts_as_dead(peers: Peers) -> None:
     a, b = peers.make(0), peers.make(1)
     peers.open(a, b, absent={2: "tcp://127.0.0.1:1"})
@@ -374,10 +403,9 @@ def test_a_later_neighbour_that_nobody_started_counts_as_dead(peers: Peers) -> N
 
 
 def test_a_later_neighbour_that_never_answers_counts_as_dead(peers: Peers, raw: Raw) -> None:
-    mute = raw.socket(zmq.ROUTER)
-    mute.bind(ANYWHERE)
+    _, endpoint = raw.bound()
     a, b = peers.make(0), peers.make(1)
-    peers.open(a, b, absent={2: mute.get_string(zmq.LAST_ENDPOINT)})
+    peers.open(a, b, absent={2: endpoint})
     a.post(Tag(1), {2: number(1.0)})
     assert not a.collect(Tag(1), [2], 0.1).on_time
     assert peers.changes(a) == [(2, "dead", "no connection within 0.1 s")]
