@@ -52,7 +52,12 @@ class TransportConfig(_Section):
     base_port: int = Field(5800, ge=1, le=65000, description="port of peer 0; peer i takes + i")
     startup_s: float = Field(60.0, gt=0, description="wait for every neighbour's first hello")
     straggler_s: float = Field(60.0, gt=0, description="wait for a slow neighbour in an exchange")
-    heartbeat_s: float = Field(5.0, gt=0, description="silence after which a connection is dead")
+    heartbeat_s: float | None = Field(
+        None,
+        gt=0,
+        description="silence after which a connection is dead; default: 5, and more with many "
+        "peers, so that heartbeats between all of them stay below 1,000 per second",
+    )
     linger_s: float = Field(5.0, ge=0, description="wait at the end until others have read all")
     queue_messages: int = Field(4, ge=1, description="messages queued per neighbour and direction")
     max_message_bytes: int = Field(1 << 30, ge=1 << 10, description="larger ones are refused")
@@ -105,6 +110,15 @@ class RunConfig(_Section):
         fields["links"] = _map_files(self.links, lambda file: Path(file).name)
         return json.dumps(fields, sort_keys=True)
 
+    @property
+    def heartbeat_s(self) -> float:
+        """`transport.heartbeat_s`, or its default for this number of peers.
+
+        Heartbeats go over every connection three times in this time; between 200 peers at 5 s
+        they alone would keep two cores busy.
+        """
+        return self.transport.heartbeat_s or max(5.0, 3 * self.peers**2 / 1000)
+
     def private_seed(self, peer: int, purpose: str) -> int:
         """A 63-bit seed that differs between peers and purposes and follows from `seed`."""
         text = f"{self.seed}/{peer}/{purpose}".encode()
@@ -139,7 +153,7 @@ def parse(tables: Mapping[str, object], folder: Path, where: str = "run") -> Run
 
 def dump(config: RunConfig, path: Path) -> None:
     """Write the effective config, defaults included, as a run file to run from anywhere."""
-    tables = config.model_dump()
+    tables = config.model_dump(exclude_none=True)
     tables["links"] = _map_files(config.links, lambda file: str((config.folder / file).resolve()))
     path.write_text(tomli_w.dumps(tables), encoding="utf-8")
 

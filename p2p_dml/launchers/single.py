@@ -216,8 +216,8 @@ def _in_words(error: Exception) -> str:
 
 def limits_of(config: RunConfig) -> Limits:
     """The `[transport]` table as the transport's limits."""
-    names = {field.name for field in fields(Limits)}
-    return Limits(**config.transport.model_dump(include=names))
+    names = {field.name for field in fields(Limits)} - {"heartbeat_s"}
+    return Limits(**config.transport.model_dump(include=names), heartbeat_s=config.heartbeat_s)
 
 
 def _started(
