@@ -27,7 +27,7 @@ def train(model: nn.Module, round: int, peer: int = 0) -> dict[str, float]:
         loss = nn.functional.mse_loss(model(x), 2 * x - 1)
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-    return {"loss": float(loss)}
+    return {"loss": loss.item()}
 
 
 if __name__ == "__main__":

@@ -97,12 +97,14 @@ class Header:
 
 
 def slots_of(tensors: Mapping[str, Tensor]) -> tuple[Slot, ...]:
-    """Lay tensors out in a block. Raises TypeError for a dtype that cannot travel."""
+    """Lay tensors out in a block. Raises TypeError for a tensor that no peer would accept."""
     slots: list[Slot] = []
     end = 0
     for name, x in tensors.items():
         if x.dtype not in _DTYPE_NAMES:
             raise TypeError(f"tensor {name!r}: {x.dtype} cannot be sent; use one of {[*DTYPES]}")
+        if len(name) > MAX_NAME or x.dim() > MAX_DIMS:
+            raise TypeError(f"tensor {name!r}: name or number of dimensions is over the limit")
         begin = -(-end // ALIGNMENT) * ALIGNMENT
         dtype = _DTYPE_NAMES[x.dtype]
         end = begin + _num_bytes(dtype, x.numel())

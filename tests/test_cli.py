@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from p2p_dml import __version__, cli
 from p2p_dml.errors import ConfigError
 
-RUN: Mapping[str, object] = {"peers": 3, "rounds": 2, "strategy": "dpsgd", "links": "ring"}
+RUN: Mapping[str, object] = {"peers": 4, "rounds": 2, "strategy": "dpsgd", "links": "ring"}
 PNG = b"\x89PNG\r\n\x1a\n"
 
 

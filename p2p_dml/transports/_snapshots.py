@@ -25,7 +25,7 @@ class Snapshots:
 
     def __init__(self) -> None:
         self._pool: list[tuple[Tensor, zmq.MessageTracker]] = []
-        self._scratch = torch.empty(ZERO_COPY_FROM, dtype=torch.uint8)
+        self._scratch = torch.zeros(ZERO_COPY_FROM, dtype=torch.uint8)
 
     def take(self, payload: Payload, slots: Sequence[Slot]) -> zmq.Frame:
         """A frame with a copy of the payload's tensors; it may be sent any number of times."""
@@ -47,4 +47,4 @@ class Snapshots:
                 if buffer.numel() >= num_bytes:
                     return buffer
                 break
-        return torch.empty(num_bytes, dtype=torch.uint8)
+        return torch.zeros(num_bytes, dtype=torch.uint8)  # gaps between tensors are sent too

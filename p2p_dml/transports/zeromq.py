@@ -255,10 +255,10 @@ class ZeroMQTransport:
         try:
             header = wire.decode_header(frames[-1].buffer, 0)
         except WireError as error:
-            self._refusals[peer] = f"is not a peer of this runtime: {error}"
+            self._on_refusal(peer, f"is not a peer of this runtime: {error}")
             return
         if header.kind is Kind.REFUSED:
-            self._refusals[peer] = f"refused this peer: {header.note}"
+            self._on_refusal(peer, f"refused this peer: {header.note}")
         elif header.kind is Kind.FAREWELL:
             self._farewells.add(peer)
         elif header.kind is Kind.WELCOME and header.sender == peer:
@@ -268,7 +268,12 @@ class ZeroMQTransport:
                 self._send(peer, data, block)
             self._links[peer].clear()
         else:
-            self._refusals[peer] = f"answers as peer {header.sender}: the address book is wrong"
+            self._on_refusal(peer, f"answers as peer {header.sender}: the address book is wrong")
+
+    def _on_refusal(self, peer: PeerId, why: str) -> None:
+        self._refusals[peer] = why
+        if self._is_open:  # before that, `open` raises it
+            self._complain(peer, why)
 
     def _on_message(self, frames: Frames) -> None:
         contact = frames[0].bytes
