@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from p2p_dml.errors import ConfigError
-from p2p_dml.tables import nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from p2p_dml.tables import nearest, parse_toml, read_toml
 
 Table = dict[str, Any]
 
@@ -130,12 +124,7 @@ def load(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) 
 
     Raises ConfigError that says what is wrong, where, and what would be right.
     """
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot read the run file: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not TOML: {error}") from error
+    tables = read_toml(path, "run file")
     for override in overrides:
         _override(tables, override)
     return parse(tables, folder or path.parent, str(path))
@@ -203,8 +192,8 @@ def _override(tables: Table, override: str) -> None:
     if not equals or not key.strip():
         raise ConfigError(f"--set {override}: expected key=value, such as rounds=50")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {text}", override)["value"]
+    except ConfigError:
         value = text.strip()
     *parents, last = key.strip().split(".")
     for step in parents:

@@ -100,9 +100,9 @@ def test_all_mistakes_are_told_at_once() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("peers = ", "run.toml: not TOML: "),
-        ("peers = 4\npeers = 5", "run.toml: not TOML: "),
-        (b"name = '\xff'", "run.toml: not TOML: "),
+        ("peers = ", "run.toml: not valid TOML: "),
+        ("peers = 4\npeers = 5", "run.toml: not valid TOML: "),
+        (b"name = '\xff'", "run.toml: not valid TOML: "),
         (PLAIN_TOML + "pears = 4", "run.toml: pears: unknown key; did you mean 'peers'?"),
     ],
 )

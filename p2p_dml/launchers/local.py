@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from p2p_dml.assemble import Blueprint, blueprint, check_all, load_data
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import WORST_FIRST, ExitCode, StorageError
 from p2p_dml.launchers import folder
+from p2p_dml.launchers.process import on_stop_signals
 from p2p_dml.launchers.rendezvous import Desk
 from p2p_dml.launchers.single import Assignment
 from p2p_dml.types import PeerId
@@ -96,7 +96,7 @@ def run(
         desk = Desk(scratch / "desk.sock", config.peers)
         nursery.begin(config.peers, _assignment(config, path, scratch))
         update = watch(path, started)
-        with _stopping(nursery):
+        with on_stop_signals(nursery.stop):  # stop the peers, not the launcher
             exit_codes = nursery.exit_codes
             try:
                 desk.gather(config.transport.startup_s, nursery.abort_if_ended)
@@ -231,19 +231,3 @@ def _scratch() -> Iterator[Path]:
             yield Path(name)
     except OSError as error:
         raise StorageError(f"cannot use a temporary folder: {error}") from error
-
-
-@contextmanager
-def _stopping(nursery: _Nursery) -> Iterator[None]:
-    """Have SIGINT and SIGTERM stop the peers, not the launcher."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        nursery.stop()
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, handle) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)

@@ -1,8 +1,34 @@
-"""What a peer's process does to itself: memory settings and memory figures (Linux, glibc)."""
+"""What a process does to itself: signals, memory settings and memory figures (Linux, glibc)."""
 
 from __future__ import annotations
 
 import ctypes
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def on_stop_signals(act: Callable[[], None]) -> Iterator[None]:
+    """Call `act` at each SIGINT or SIGTERM; nothing is changed outside the main thread."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        act()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield  # a host program that runs peers in threads keeps its signals to itself
+        return
+    before = [signal.signal(number, handle) for number in STOP_SIGNALS]
+    try:
+        yield
+    finally:
+        for number, handler in zip(STOP_SIGNALS, before, strict=True):
+            signal.signal(number, handler)
+
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 import numpy as np
@@ -25,7 +23,7 @@ from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError
 from p2p_dml.events import Event, EventLog, Finished, Joined, Started, event_file
 from p2p_dml.launchers import folder
-from p2p_dml.launchers.process import keep_freed_memory, memory_mb
+from p2p_dml.launchers.process import STOP_SIGNALS, keep_freed_memory, memory_mb, on_stop_signals
 from p2p_dml.launchers.rendezvous import register
 from p2p_dml.learners import FunctionLearner, SupervisedLearner
 from p2p_dml.peer import PeerLoop, drive
@@ -188,10 +186,10 @@ def run_peer(
         transport.on_event = log.write
         log.write(_started(parts, learner, me, incarnation, transport.endpoint))
         loop = loop_of(parts, learner, me, digest, run, log.write, memory_mb)
-        with _on_signals(_raise_stopped):
+        with on_stop_signals(_once(_raise_stopped)):
             transport.open(introduce(transport.endpoint), loop.neighbours(1))
         log.write(Joined(time.monotonic() - begin))
-        with _on_signals(loop.stop):
+        with on_stop_signals(_once(loop.stop)):
             code = drive(loop, transport, parts.config.transport.straggler_s)
             transport.close()
         log.write(Finished(loop.round, code))
@@ -232,22 +230,12 @@ def _raise_stopped() -> NoReturn:
     raise _Stopped("stopped by a signal before the first round")
 
 
-@contextmanager
-def _on_signals(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` at the first SIGINT or SIGTERM; a second one kills."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
+def _once(act: Callable[[], None]) -> Callable[[], None]:
+    """What a first signal does: `act`, and let a second one kill."""
 
-    def handle(number: int, frame: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
+    def first() -> None:
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         act()
 
-    if threading.current_thread() is not threading.main_thread():
-        yield  # a host program that runs peers in threads keeps its signals to itself
-        return
-    before = [signal.signal(number, handle) for number in numbers]
-    try:
-        yield
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+    return first

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +9,6 @@ from typing import final
 
 from p2p_dml import tables
 from p2p_dml.errors import ConfigError
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 
 @final
@@ -46,12 +40,7 @@ class TopologyFile:
 
 def read(path: Path) -> TopologyFile:
     """Read a topology file; ConfigError, with path and reason, if it cannot be used."""
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"cannot read topology file {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}") from error
+    table = tables.read_toml(path, "topology file")
     peers = tables.check(int | None, table.pop("peers", None), f"{path}.peers")
     description = tables.check(str, table.pop("description", ""), f"{path}.description")
     return TopologyFile(path=path, table=table, peers=peers, description=description)

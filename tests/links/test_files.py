@@ -46,5 +46,5 @@ def test_different_numbers_of_peers_are_refused(asked: int, tmp_path: Path) -> N
 def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "topo.toml"
     path.write_bytes(b"\xff\xfe")
-    with pytest.raises(ConfigError, match=r"topo\.toml is not valid TOML"):
+    with pytest.raises(ConfigError, match=r"topo\.toml: not valid TOML"):
         files.read(path)
