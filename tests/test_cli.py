@@ -110,7 +110,11 @@ FIVE_RING = 'kind = "edges"\npeers = 5\nedges = [[0, 1], [1, 2], [2, 3], [3, 4],
         # Gaps: 1 - (1 + 2 cos 45°) / 3; 1/2; 1; 1 - (1 + 2 cos 72°) / 3.
         ("ring", ["--peers", "8"], ["2.00 (2 – 2)", "symmetric", "0.195"]),
         ("exponential", ["--peers", "8"], ["3.00 (3 – 3)", "directed", "0.500"]),
-        ("erdos_renyi", ["--peers", "8", "--set", "density=1.0"], ["7.00 (7 – 7)", "1.000"]),
+        (
+            "erdos_renyi",
+            ["--peers", "8", "--set", "density=1.0"],
+            ["7.00 (7 – 7)", "symmetric", "1.00"],
+        ),
         ("five.toml", [], ["2.00 (2 – 2)", "symmetric", "0.461"]),
     ],
     ids=["kind", "directed kind", "kind with a parameter", "file"],

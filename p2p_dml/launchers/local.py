@@ -141,12 +141,14 @@ class _Nursery:
         self._pids: dict[PeerId, int] = {}
         self._unread = b""
         self._stopped_at: float | None = None
+        self.has_begun = False
         self.running: set[PeerId] = set()
         self.exit_codes: dict[PeerId, int] = {}
 
     def begin(self, num_peers: int, assignment: dict[str, Any]) -> None:
         """Have all peers forked."""
         assert self._process.stdin is not None
+        self.has_begun = True
         self.running = set(range(num_peers))
         order = {"peers": sorted(self.running), "assignment": assignment}
         with suppress(BrokenPipeError):  # it failed already; `listen` will find out
@@ -207,10 +209,13 @@ def _nursery(threads: int) -> Iterator[_Nursery]:
         env=os.environ | dict.fromkeys(names, str(threads)),
         start_new_session=True,
     )
+    nursery = _Nursery(process)
     try:
-        yield _Nursery(process)
+        yield nursery
     finally:
         assert process.stdin is not None and process.stdout is not None
+        if not nursery.has_begun:  # no children yet: nothing to wait for
+            process.kill()
         with suppress(BrokenPipeError):
             process.stdin.close()
         try:
