@@ -73,3 +73,8 @@ class StorageError(P2PError):
 
 class WireError(P2PError):
     """Bytes from the network are not a message of this run; the message is dropped."""
+
+
+def exit_code_of(error: BaseException) -> ExitCode:
+    """What a process that ends with `error` returns; anything outside the tree is a bug."""
+    return error.exit_code if isinstance(error, P2PError) else ExitCode.FAILED

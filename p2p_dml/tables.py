@@ -48,6 +48,8 @@ def parse_toml(text: str, where: str) -> dict[str, Any]:
 def nearest(word: str, valid: Iterable[str]) -> str:
     """A hint for an error message: the nearest valid word, then all of them."""
     known = sorted(valid)
+    if not known:
+        return "there is nothing to set here"
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}valid: {', '.join(known)}"

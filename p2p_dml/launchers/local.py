@@ -96,7 +96,7 @@ def run(
         desk = Desk(scratch / "desk.sock", config.peers)
         nursery.begin(config.peers, _assignment(config, path, scratch))
         update = watch(path, started)
-        with on_stop_signals(nursery.stop):  # stop the peers, not the launcher
+        with on_stop_signals(nursery.stop, each=True):  # stop the peers, not the launcher
             exit_codes = nursery.exit_codes
             try:
                 desk.gather(config.transport.startup_s, nursery.abort_if_ended)

@@ -13,10 +13,15 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def on_stop_signals(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` at each SIGINT or SIGTERM; nothing is changed outside the main thread."""
+def on_stop_signals(act: Callable[[], None], *, each: bool = False) -> Iterator[None]:
+    """Call `act` at the first SIGINT or SIGTERM, and let a second one kill; or at `each`.
+
+    Outside the main thread nothing is changed.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
+        for other in () if each else STOP_SIGNALS:
+            signal.signal(other, signal.SIG_DFL)
         act()
 
     if threading.current_thread() is not threading.main_thread():

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
@@ -20,10 +18,10 @@ from p2p_dml import config as run_files
 from p2p_dml import data
 from p2p_dml.assemble import Blueprint, blueprint, check_needs, learner_of, load_data, loop_of
 from p2p_dml.config import RunConfig
-from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError
+from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError, exit_code_of
 from p2p_dml.events import Event, EventLog, Finished, Joined, Started, event_file
 from p2p_dml.launchers import folder
-from p2p_dml.launchers.process import STOP_SIGNALS, keep_freed_memory, memory_mb, on_stop_signals
+from p2p_dml.launchers.process import keep_freed_memory, memory_mb, on_stop_signals
 from p2p_dml.launchers.rendezvous import register
 from p2p_dml.learners import FunctionLearner, SupervisedLearner
 from p2p_dml.peer import PeerLoop, drive
@@ -171,39 +169,52 @@ def run_peer(
     introduce: Introduce,
 ) -> ExitCode:
     """Bind, meet the neighbours, run all rounds, take leave; every ending is in the event log."""
-    begin = time.monotonic()
     keep_freed_memory()
     torch.set_num_threads(parts.config.threads)
-    events: list[Event] = []  # until the log is open
     digest, incarnation = parts.digest(learner.module), secrets.randbits(62)
-    limits = limits_of(parts.config)
-    transport = ZeroMQTransport(me, bind, digest, incarnation, limits, events.append)
-    log: EventLog | None = None
-    loop: PeerLoop | None = None
+    before_log: list[Event] = []
+    transport = ZeroMQTransport(
+        me, bind, digest, incarnation, limits_of(parts.config), before_log.append
+    )
     try:
         # The log opens after the bind: a second peer with this id fails before it writes a line.
-        log = EventLog(event_file(run, me), me)
-        transport.on_event = log.write
-        log.write(_started(parts, learner, me, incarnation, transport.endpoint))
-        loop = loop_of(parts, learner, me, digest, run, log.write, memory_mb)
-        with on_stop_signals(_once(_raise_stopped)):
+        with closing(EventLog(event_file(run, me), me)) as log:
+            transport.on_event = log.write
+            log.write(_started(parts, learner, me, incarnation, transport.endpoint))
+            loop = loop_of(parts, learner, me, digest, run, log.write, memory_mb)
+            return _live(loop, transport, log, introduce, parts.config.transport.straggler_s)
+    finally:
+        transport.close()
+
+
+def _live(
+    loop: PeerLoop,
+    transport: ZeroMQTransport,
+    log: EventLog,
+    introduce: Introduce,
+    straggler_s: float,
+) -> ExitCode:
+    """Meet the neighbours, run the loop, take leave; the last line of the log says how it ended."""
+    begin, has_met = time.monotonic(), False
+
+    def stop() -> None:
+        if not has_met:
+            raise _Stopped("stopped by a signal before the first round")
+        loop.stop()
+
+    try:
+        with on_stop_signals(stop):
             transport.open(introduce(transport.endpoint), loop.neighbours(1))
-        log.write(Joined(time.monotonic() - begin))
-        with on_stop_signals(_once(loop.stop)):
-            code = drive(loop, transport, parts.config.transport.straggler_s)
+            log.write(Joined(time.monotonic() - begin))
+            has_met = True
+            code = drive(loop, transport, straggler_s)
             transport.close()
         log.write(Finished(loop.round, code))
         return code
     except Exception as error:
-        code = error.exit_code if isinstance(error, P2PError) else ExitCode.FAILED
-        if log is not None:
-            with suppress(StorageError):  # the disk may be what failed
-                log.write(Finished(loop.round if loop else 0, code, _in_words(error)))
+        with suppress(StorageError):  # the disk may be what failed
+            log.write(Finished(loop.round, exit_code_of(error), _in_words(error)))
         raise
-    finally:
-        transport.close()
-        if log is not None:
-            log.close()
 
 
 def _in_words(error: Exception) -> str:
@@ -224,18 +235,3 @@ def _started(
     counts = data.class_counts(parts.dataset, parts.shards[me]) if parts.dataset else []
     parameters = num_elements(learner.params)
     return Started(os.getpid(), incarnation, endpoint, parameters, learner.num_samples, counts)
-
-
-def _raise_stopped() -> NoReturn:
-    raise _Stopped("stopped by a signal before the first round")
-
-
-def _once(act: Callable[[], None]) -> Callable[[], None]:
-    """What a first signal does: `act`, and let a second one kill."""
-
-    def first() -> None:
-        for number in STOP_SIGNALS:
-            signal.signal(number, signal.SIG_DFL)
-        act()
-
-    return first

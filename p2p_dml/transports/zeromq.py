@@ -72,15 +72,7 @@ class ZeroMQTransport:
         self._monitor = self._out.get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
         )
-        try:
-            self._in.bind(bind)
-        except zmq.ZMQError as error:
-            self._destroy()
-            raise StartupError(
-                f"peer {me}: cannot listen on {bind}: {error.strerror}; is another peer {me} "
-                "or another program using it? choose another address in [transport]"
-            ) from error
-        self.endpoint = self._in.get_string(zmq.LAST_ENDPOINT)
+        self.endpoint = self._bind(bind)
         self._poller = zmq.Poller()
         for each in (self._in, self._out, self._monitor):
             self._poller.register(each, zmq.POLLIN)
@@ -101,6 +93,18 @@ class ZeroMQTransport:
         self._complaints: set[tuple[PeerId | None, str]] = set()
         self._bytes_in = 0
         self._is_open = False
+
+    def _bind(self, address: str) -> str:
+        """Listen on `address`; returns it with the port that was taken."""
+        try:
+            self._in.bind(address)
+        except zmq.ZMQError as error:
+            self._destroy()
+            raise StartupError(
+                f"peer {self.me}: cannot listen on {address}: {error.strerror}; is another peer "
+                f"{self.me} or another program using it? choose another address in [transport]"
+            ) from error
+        return self._in.get_string(zmq.LAST_ENDPOINT)
 
     # ---- coming together ------------------------------------------------------------------
 
@@ -141,7 +145,7 @@ class ZeroMQTransport:
 
     def _who_is_missing(self, missing: Sequence[PeerId]) -> str:
         who = ", ".join(f"peer {j} at {self._book[j]}" for j in missing)
-        foreign = "; ".join(f"refused: {why}" for _, why in sorted(self._complaints, key=str))
+        foreign = "; ".join(why for _, why in sorted(self._complaints, key=str))
         return (
             f"peer {self.me}: no hello within {self._limits.startup_s:g} s from {who}; "
             "was it started, and is the address right?"
