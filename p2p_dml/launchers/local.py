@@ -43,8 +43,8 @@ class Outcome:
 
     @property
     def exit_code(self) -> ExitCode:
-        """The worst peer's; a peer ended by a signal has failed."""
-        codes = {ExitCode(max(code, 0) if code >= 0 else 1) for code in self.exit_codes.values()}
+        """The worst peer's; a peer ended by a signal, or in a way of its own, has failed."""
+        codes = {_known(code) for code in self.exit_codes.values()}
         return next(code for code in WORST_FIRST if code in codes)
 
     @property
@@ -57,10 +57,14 @@ class Outcome:
         failed = {peer: code for peer, code in self.exit_codes.items() if code not in fine}
         if not failed:
             return None
-        rank = {int(code): place for place, code in enumerate(WORST_FIRST)}
-        worst = min(failed, key=lambda peer: rank.get(failed[peer], 0))  # of equals who ended first
+        # Of equals, the peer that ended first.
+        worst = min(failed, key=lambda peer: WORST_FIRST.index(_known(failed[peer])))
         others = f"; {len(failed) - 1} more peers failed, see the report" if len(failed) > 1 else ""
         return (self.errors.get(worst) or _fate(worst, failed[worst])) + others
+
+
+def _known(code: int) -> ExitCode:
+    return ExitCode(code) if code in tuple(ExitCode) else ExitCode.FAILED
 
 
 def _fate(peer: PeerId, code: int) -> str:

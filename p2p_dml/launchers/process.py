@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -45,13 +46,17 @@ def keep_freed_memory() -> None:
     Where the C library has no mallopt nothing happens.
     """
     libc = ctypes.CDLL(None)
-    try:
-        mallopt = libc.mallopt
-    except AttributeError:
-        return
-    mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that glibc takes
-    mallopt(M_TRIM_THRESHOLD, 1 << 30)
-    mallopt(M_TOP_PAD, 1 << 20)
+    with suppress(AttributeError):
+        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that glibc takes
+        libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        libc.mallopt(M_TOP_PAD, 1 << 18)
+
+
+def release_freed_memory() -> None:
+    """Give back what start-up has freed, once, where the C library can (glibc)."""
+    gc.collect()
+    with suppress(AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def memory_mb() -> tuple[float, float]:

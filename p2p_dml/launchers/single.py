@@ -21,7 +21,12 @@ from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError, exit_code_of
 from p2p_dml.events import Event, EventLog, Finished, Joined, Started, event_file
 from p2p_dml.launchers import folder
-from p2p_dml.launchers.process import keep_freed_memory, memory_mb, on_stop_signals
+from p2p_dml.launchers.process import (
+    keep_freed_memory,
+    memory_mb,
+    on_stop_signals,
+    release_freed_memory,
+)
 from p2p_dml.launchers.rendezvous import register
 from p2p_dml.learners import FunctionLearner, SupervisedLearner
 from p2p_dml.peer import PeerLoop, drive
@@ -207,6 +212,7 @@ def _live(
             transport.open(introduce(transport.endpoint), loop.neighbours(1))
             log.write(Joined(time.monotonic() - begin))
             has_met = True
+            release_freed_memory()
             code = drive(loop, transport, straggler_s)
             transport.close()
         log.write(Finished(loop.round, code))
