@@ -323,7 +323,8 @@ class PeerLoop:
                 metrics=self._learner.metrics,
             )
         )
-        if self._memory and self.round in (1, self._plan.rounds):
+        # Not after the last round: others have ended by then, and pages shared by fewer count more.
+        if self._memory and self.round in (1, (self._plan.rounds + 1) // 2):
             self._on_event(Memory(self.round, *self._memory()))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from p2p_dml.types import Tensors
@@ -42,11 +41,9 @@ def num_elements(tensors: Mapping[str, Tensor]) -> int:
     return sum(x.numel() for x in tensors.values())
 
 
-def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Concatenate all values into one float64 vector [num_elements], in the mapping's order."""
-    if not tensors:
-        return torch.zeros(0, dtype=torch.float64)
-    return torch.cat([x.detach().reshape(-1).to("cpu", torch.float64) for x in tensors.values()])
+def num_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Total size of the values in bytes."""
+    return sum(x.nbytes for x in tensors.values())
 
 
 def mismatch(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:

@@ -53,11 +53,10 @@ def test_num_elements() -> None:
     assert tensors.num_elements({}) == 0
 
 
-def test_flatten_follows_the_order_of_names_and_rows() -> None:
-    flat = tensors.flatten({"t": A["w"].T, "n": torch.tensor(9, dtype=torch.int8)})
-    assert flat.dtype == torch.float64
-    assert flat.tolist() == [1.0, 3.0, 2.0, 4.0, 9.0]
-    assert tensors.flatten({}).shape == (0,)
+def test_num_bytes_counts_every_dtype() -> None:
+    mixed = {"a": torch.zeros(3, 5), "b": torch.zeros(2, dtype=torch.int8)}
+    assert tensors.num_bytes(mixed) == 3 * 5 * 4 + 2
+    assert tensors.num_bytes({}) == 0
 
 
 @pytest.mark.parametrize(

@@ -30,13 +30,17 @@ from p2p_dml.launchers.process import (
 from p2p_dml.launchers.rendezvous import register
 from p2p_dml.learners import FunctionLearner, SupervisedLearner
 from p2p_dml.peer import PeerLoop, drive
-from p2p_dml.tensors import num_elements
+from p2p_dml.tensors import num_bytes, num_elements
 from p2p_dml.transports.zeromq import Limits, ZeroMQTransport
 from p2p_dml.types import PeerId
 
 AnyLearner = SupervisedLearner | FunctionLearner
 Introduce = Callable[[str], Mapping[PeerId, str]]
 """Own endpoint -> everybody's address."""
+
+
+LARGE_MODEL_BYTES = 1 << 20
+"""From this size on, page faults of fresh message memory cost more than the memory kept for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,8 @@ def run_peer(
     introduce: Introduce,
 ) -> ExitCode:
     """Bind, meet the neighbours, run all rounds, take leave; every ending is in the event log."""
-    keep_freed_memory()
+    if num_bytes(learner.params) >= LARGE_MODEL_BYTES:
+        keep_freed_memory()
     torch.set_num_threads(parts.config.threads)
     digest, incarnation = parts.digest(learner.module), secrets.randbits(62)
     before_log: list[Event] = []

@@ -91,8 +91,7 @@ class ZeroMQTransport:
         self._farewells: set[PeerId] = set()
         self._refusals: dict[PeerId, str] = {}
         self._complaints: set[tuple[PeerId | None, str]] = set()
-        self._bytes_in = 0
-        self._is_open = False
+        self._bytes_in, self._is_open = 0, False
 
     def _bind(self, address: str) -> str:
         """Listen on `address`; returns it with the port that was taken."""
