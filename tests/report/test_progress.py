@@ -30,7 +30,9 @@ JOINED = Joined(after_s=1.0)
 
 
 def done(before: int) -> RoundDone:
-    return RoundDone(round=before + 1, loss=0.5, bytes_out=100, bytes_in=1, neighbours=3, missing=[2])
+    return RoundDone(
+        round=before + 1, loss=0.5, bytes_out=100, bytes_in=1, neighbours=3, missing=[2]
+    )
 
 
 def says(state: Literal["alive", "slow", "dead", "left"], why: str = "why") -> NeighbourChanged:
