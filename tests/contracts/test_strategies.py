@@ -16,7 +16,7 @@ from torch import Tensor
 from p2p_dml.kernels.mixing import metropolis
 from p2p_dml.strategies import STRATEGIES
 from p2p_dml.tables import build
-from p2p_dml.tensors import clone, flatten
+from p2p_dml.tensors import clone
 from p2p_dml.types import (
     AnyStrategy,
     Graph,
@@ -47,6 +47,11 @@ CASES: list[tuple[str, Params]] = [
 ]
 NUM_PEERS = 5
 every_strategy = pytest.mark.parametrize(("name", "params"), CASES)
+
+
+def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
+    """All values in one vector, in the mapping's order."""
+    return torch.cat([x.reshape(-1) for x in tensors.values()])
 
 
 class QuadraticLearner:
