@@ -10,6 +10,12 @@ from torch import Tensor
 CHUNK = 1 << 16
 """Elements worked on at a time: the scratch rows of a chunk stay in the processor's cache."""
 
+STACKED = 1 << 17
+"""Elements of all models together that a power mean works on at a time."""
+
+LOG_OF_ZERO = -1e4
+"""Stands for ln 0: its exponential is 0 in every dtype, and 0 times it is 0, not NaN."""
+
 Fold = Callable[[Sequence[Tensor], Tensor, Tensor], None]
 """(chunks of the inputs, scratch rows [rows, n], chunk of the result to fill)."""
 
@@ -38,14 +44,6 @@ def _odd_power(x: Tensor, p: int, out: Tensor) -> Tensor:
     return out
 
 
-def scale_of(xs: Sequence[Tensor], out: Tensor, scratch: Tensor) -> Tensor:
-    """Fill `out` with max_j |x_j| per coordinate, 1 where all are 0 (to be divided by)."""
-    torch.abs(xs[0], out=out)
-    for x in xs[1:]:
-        torch.maximum(out, torch.abs(x, out=scratch), out=out)
-    return out.masked_fill_(out == 0, 1.0)
-
-
 def by_chunks(xs: Sequence[Tensor], rows: int, fold: Fold, out: Tensor | None = None) -> Tensor:
     """Run `fold` over flat chunks of equally shaped tensors; returns `out`, new if not given.
 
@@ -65,3 +63,55 @@ def by_chunks(xs: Sequence[Tensor], rows: int, fold: Fold, out: Tensor | None = 
         parts = [x[begin : begin + CHUNK].to(dtype) for x in flat]
         fold(parts, scratch[:, : piece.numel()], piece)
     return result if out is None or result is out else out.copy_(result)
+
+
+def power_mean(
+    xs: Sequence[Tensor],
+    weights: Sequence[float],
+    p: float,
+    out: Tensor | None = None,
+    slope: Tensor | None = None,
+) -> Tensor:
+    """Power mean of degree p, and in the same pass its derivative in p into `slope` if given.
+
+    `out` may be one of xs, `slope` may not. See `means.weighted_power_mean` for the former and
+    `mirror.power_mean_slope` for the latter.
+    """
+    heard = [(x, a) for x, a in zip(xs, weights, strict=True) if a != 0]
+    result = (
+        out if out is not None and out.is_contiguous() else torch.empty_like(xs[0]).contiguous()
+    )
+    target = result.view(-1)
+    steep = None if slope is None else slope.view(-1)
+    flat = [x.detach().reshape(-1) for x, _ in heard]
+    dtype = torch.promote_types(result.dtype, torch.float32)
+    shares = torch.tensor([a for _, a in heard], dtype=dtype, device=target.device).unsqueeze(1)
+    size = max(1, STACKED // len(heard))
+    for begin in range(0, target.numel(), size):
+        piece = slice(begin, begin + size)
+        stack = torch.stack([x[piece] for x in flat]).to(dtype)
+        _power_mean(stack, shares, p, target[piece], None if steep is None else steep[piece])
+    return result if out is None or result is out else out.copy_(result)
+
+
+def _power_mean(stack: Tensor, shares: Tensor, p: float, out: Tensor, slope: Tensor | None) -> None:
+    """One chunk: models `stack` [k, n], which is overwritten, and their weights [k, 1]."""
+    power = torch.abs(stack)
+    scale = power.amax(0)
+    scale.masked_fill_(scale == 0, 1.0)
+    ratio = stack.div_(scale)
+    if slope is None:
+        total = signed_power(ratio, p, out=power).mul_(shares).sum(0)
+    else:
+        log = power.div_(scale).log_().clamp_min_(LOG_OF_ZERO)
+        raised = torch.mul(log, p).exp_()  # cheaper than pow, and the logarithm is needed anyway
+        raised.copysign_(ratio).mul_(shares)
+        total, change = raised.sum(0), raised.mul_(log).sum(0)
+    # Rounding may carry |S| past 1, and M S past the largest finite number.
+    root = signed_power(total, 1 / p, out=torch.empty_like(total)).clamp_(-1.0, 1.0)
+    if slope is not None:
+        # ln|w̄/M| has the derivative S'/(p S) - ln|S|/p²; where S = 0 they are not finite.
+        growth = change.div_(total).div_(p).sub_(total.abs().log_().div_(p * p))
+        growth.mul_(root).masked_fill_(total == 0, 0.0)
+        slope.copy_(growth.clamp_(-1.0, 1.0).mul_(scale))
+    out.copy_(root.mul_(scale))

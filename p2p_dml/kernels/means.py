@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from p2p_dml.kernels._power import by_chunks, check_degree, scale_of, signed_power
+from p2p_dml.kernels._power import by_chunks, check_degree, power_mean
 from p2p_dml.types import Inbox, Tensors
 
 
@@ -35,9 +35,7 @@ def weighted_power_mean(
     check_degree(p)
     if p == 1:
         return _weighted_sum(xs, weights, out)
-    heard = [(x, a) for x, a in zip(xs, weights, strict=True) if a != 0]
-    fold = partial(_power_mean, weights=[a for _, a in heard], p=p)
-    return by_chunks([x for x, _ in heard], 4, fold, out)
+    return power_mean(xs, weights, p, out)
 
 
 def mix_mean(own: Mapping[str, Tensor], inbox: Inbox) -> None:
@@ -45,13 +43,31 @@ def mix_mean(own: Mapping[str, Tensor], inbox: Inbox) -> None:
     mix_power_mean(own, inbox, dict.fromkeys(own, 1.0))
 
 
-def mix_power_mean(own: Mapping[str, Tensor], inbox: Inbox, degrees: Mapping[str, float]) -> None:
-    """Replace `own` by the power mean with what was received, a degree for each tensor name."""
+def mix_power_mean(
+    own: Mapping[str, Tensor],
+    inbox: Inbox,
+    degrees: Mapping[str, float],
+    slopes: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Replace `own` by the power mean with what was received, a degree for each tensor name.
+
+    `slopes`, if given, are filled with the derivative of that mean in its degree; 0 if nobody was
+    heard.
+    """
     if not inbox.messages:
+        for slope in (slopes or {}).values():
+            slope.zero_()
         return
     models, weights = inbox.with_own(own)
     for name, x in own.items():
-        weighted_power_mean([m[name] for m in models], weights, degrees[name], out=x.detach())
+        xs, p, out = [m[name] for m in models], degrees[name], x.detach()
+        if slopes is None:
+            weighted_power_mean(xs, weights, p, out)
+        elif p == 1:
+            power_mean(xs, weights, p, slope=slopes[name])
+            _weighted_sum(xs, weights, out)
+        else:
+            power_mean(xs, weights, p, out, slopes[name])
 
 
 def _weighted_sum(
@@ -67,17 +83,3 @@ def _fold_sum(
     for x, weight in zip(xs[1:], weights[1:], strict=True):
         total.add_(x, alpha=weight)
     out.copy_(total)
-
-
-def _power_mean(
-    xs: Sequence[Tensor], scratch: Tensor, out: Tensor, *, weights: Sequence[float], p: float
-) -> None:
-    scale, total, ratio, power = scratch
-    scale_of(xs, scale, power)
-    total.zero_()
-    for x, weight in zip(xs, weights, strict=True):
-        torch.div(x, scale, out=ratio)
-        total.add_(signed_power(ratio, p, out=power), alpha=weight)
-    # Rounding may carry |S| past 1, and M S past the largest finite number.
-    root = signed_power(total, 1 / p, out=power).clamp_(-1.0, 1.0)
-    out.copy_(root.mul_(scale))

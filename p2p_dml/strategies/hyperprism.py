@@ -12,7 +12,6 @@ from torch import Tensor
 
 from p2p_dml.hypernet import HyperNet, HyperNetState
 from p2p_dml.kernels.means import mix_power_mean, weighted_mean
-from p2p_dml.kernels.mirror import power_mean_slopes
 from p2p_dml.strategies._degree import DegreeSchedule, read_degree
 from p2p_dml.tensors import clone, tmap
 from p2p_dml.types import Inbox, Learner, Links, Need, Outbox, Part, Payload, Tensors
@@ -97,8 +96,8 @@ class HyperPrism:
         net = self._learn(state, last, learner, inbox)  # line 14, for the mix of the last round
         degrees = self._hypernet.degrees(net)  # line 7
         per_tensor = {name: degrees[part] for name, part in learner.parts.items()}
-        slope = power_mean_slopes(*inbox.with_own(learner.params), per_tensor)
-        mix_power_mean(learner.params, inbox, per_tensor)  # lines 8, 11-13; eq. (2)
+        slope = tmap(torch.empty_like, learner.params)
+        mix_power_mean(learner.params, inbox, per_tensor, slope)  # lines 8, 11-13; eq. (2)
         return HyperPrismState(degrees=degrees, net=net, slope=slope)
 
     def _learn(

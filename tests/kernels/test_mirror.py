@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from p2p_dml.kernels.means import weighted_power_mean
-from p2p_dml.kernels.mirror import inverse_mirror, mirror, power_mean_slope, power_mean_slopes
+from p2p_dml.kernels.means import mix_power_mean, weighted_power_mean
+from p2p_dml.kernels.mirror import inverse_mirror, mirror, power_mean_slope
+from p2p_dml.types import Inbox, Neighbourhood, Payload
 
 WEIGHTS = [0.1, 0.2, 0.3, 0.25, 0.15]
 DEGREES = (1.0, 1.5, 2.0, 3.0, 9.0, 21.0)
@@ -104,14 +105,18 @@ def test_near_cancellation_the_slope_is_cut_at_the_largest_input() -> None:
     assert slope.tolist() == [4.0, -4.0]
 
 
-def test_each_tensor_has_its_own_degree_and_inputs_stay() -> None:
-    models = [{"a": x, "b": x} for x in draw(5, 10)]
-    before = [m["a"].clone() for m in models]
-    slopes = power_mean_slopes(models, WEIGHTS, {"a": 2.0, "b": 7.0})
-    xs = [m["a"] for m in models]
-    assert torch.equal(slopes["a"], power_mean_slope(xs, WEIGHTS, 2.0))
-    assert torch.equal(slopes["b"], power_mean_slope(xs, WEIGHTS, 7.0))
-    assert all(torch.equal(x, old) for x, old in zip(xs, before, strict=True))
+@pytest.mark.parametrize("p", [1.0, 2.0, 7.0])
+def test_mixing_gives_the_slope_of_the_mean_it_takes_in_the_same_pass(p: float) -> None:
+    own, other = torch.linspace(-1, 2, 9), torch.linspace(3, -2, 9)
+    hood = Neighbourhood(1, 0.6, {0: 0.4}, {0: 0.4})
+    inbox = Inbox(hood, {0: Payload({"a": other})})
+    mean, slope = {"a": own.clone()}, {"a": torch.empty(9)}
+    mix_power_mean(mean, inbox, {"a": p}, slope)
+    assert torch.equal(slope["a"], power_mean_slope([other, own], [0.4, 0.6], p))
+    expected = weighted_power_mean([other, own], [0.4, 0.6], p)
+    torch.testing.assert_close(mean["a"], expected, rtol=4e-6, atol=1e-6)
+    mix_power_mean(mean, Inbox(hood, {}), {"a": p}, slope)
+    assert not slope["a"].any()
 
 
 def test_degrees_below_1_are_refused() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from p2p_dml.kernels.mixing import (
     RULES,
+    fast_mix_momentum,
     is_doubly_stochastic,
     metropolis,
     mixing_matrix,
@@ -155,3 +156,8 @@ def test_doubly_stochastic_tells_one_sided_matrices_apart() -> None:
     assert is_doubly_stochastic(mixing_matrix(SHIFT_3, neighbour_mean))
     assert not is_doubly_stochastic(mixing_matrix(ONE_WAY, neighbour_mean))
     assert not is_doubly_stochastic(mixing_matrix(ONE_WAY, push_uniform))
+
+
+@pytest.mark.parametrize(("lambda2", "b"), [(0.0, 0.0), (0.6, 1 / 9), (0.8, 0.25)])
+def test_fast_mix_momentum_by_hand(lambda2: float, b: float) -> None:
+    assert fast_mix_momentum(lambda2) == pytest.approx(b, abs=1e-15)
