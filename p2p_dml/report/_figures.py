@@ -41,29 +41,23 @@ def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
     ]
 
 
-def compare_rows(summaries: Mapping[str, Summary]) -> tuple[list[str], list[list[str]]]:
-    """Column heads and one row per run, so that a figure can be compared down its column."""
-    heads = [
-        "run", "strategy", "peers", "rounds", "accuracy", "best", "loss", "consensus", "sent",
-        "wall time", "finished",
-    ]  # fmt: skip
-    return heads, [_compare_row(label, summary) for label, summary in summaries.items()]
-
-
-def _compare_row(label: str, summary: Summary) -> list[str]:
-    return [
-        label,
-        summary.strategy,
-        str(summary.peers),
-        f"{summary.rounds_done.max}",
-        spread(summary.accuracy),
-        percent(summary.best_accuracy),
-        digits(summary.loss_mean),
-        digits(summary.consensus_distance),
-        human_bytes(summary.bytes_out_total),
-        human_seconds(summary.wall_s),
-        f"{summary.peers_finished}/{summary.peers}",
-    ]
+def compare_row(label: str, summary: Summary) -> dict[str, str]:
+    """The figures by which a run is compared with others, by column head."""
+    mean, _, value_range = spread(summary.accuracy).partition(" (")
+    return {
+        "run": label,
+        "strategy": summary.strategy,
+        "peers": str(summary.peers),
+        "rounds": f"{summary.rounds_done.max}",
+        "accuracy": mean,
+        "from – to": value_range.rstrip(")"),
+        "best": percent(summary.best_accuracy),
+        "loss": digits(summary.loss_mean),
+        "consensus": digits(summary.consensus_distance),
+        "sent": human_bytes(summary.bytes_out_total),
+        "wall time": human_seconds(summary.wall_s),
+        "finished": f"{summary.peers_finished}/{summary.peers}",
+    }
 
 
 def run_labels(folders: Sequence[Path]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import final
 
 from jinja2 import Environment, StrictUndefined
 
-from p2p_dml.report._figures import compare_rows, key_figures
+from p2p_dml.report._figures import compare_row, key_figures
 from p2p_dml.report._notices import notices
 from p2p_dml.report._units import ABSENT, count, digits, human_bytes, human_seconds, percent, plural
 from p2p_dml.report._values import PeerRecord, Picture, Run, Summary
@@ -57,15 +57,15 @@ def run_page(run: Run, summary: Summary, pictures: Sequence[Picture]) -> str:
 
 def compare_page(runs: Mapping[str, tuple[Run, Summary]], pictures: Sequence[Picture]) -> str:
     """The HTML of several runs side by side; the keys are their labels."""
-    heads, rows = compare_rows({label: summary for label, (_, summary) in runs.items()})
+    rows = [compare_row(label, summary) for label, (_, summary) in runs.items()]
     return _render(
         Page(
             title=f"Comparison of {len(runs)} runs",
             subtitle=", ".join(runs),
             pictures=pictures,
             table_title="Figures",
-            heads=heads,
-            rows=rows,
+            heads=list(rows[0]),
+            rows=[list(row.values()) for row in rows],
             commands=[run.meta.command for run, _ in runs.values() if run.meta.command],
         )
     )

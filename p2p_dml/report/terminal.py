@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from rich.console import Group, RenderableType
+from rich.console import Group, JustifyMethod, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from p2p_dml.links import Survey
-from p2p_dml.report._figures import compare_rows, key_figures, lost_sentence
+from p2p_dml.report._figures import compare_row, key_figures, lost_sentence
 from p2p_dml.report._units import digits, percent, plural
 from p2p_dml.report._values import Summary
 
 _MAX_LOST = 5
+_COMPARED = ("run", "strategy", "rounds", "accuracy", "loss", "sent", "wall time", "finished")
 
 
 def summary_table(summary: Summary) -> RenderableType:
@@ -25,13 +26,15 @@ def summary_table(summary: Summary) -> RenderableType:
 
 
 def summaries_table(summaries: Mapping[str, Summary]) -> Table:
-    """One row per run, one column per figure."""
-    heads, rows = compare_rows(summaries)
+    """One row per run, one column per figure: as many as 80 columns of text can show."""
     table = Table(box=None, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
-    for place, head in enumerate(heads):
-        table.add_column(head, justify="left" if place < 2 else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row))
+    for head in _COMPARED:
+        is_word = head in ("run", "strategy")
+        justify: JustifyMethod = "left" if is_word else "right"
+        table.add_column(head, justify=justify, overflow="fold", no_wrap=not is_word)
+    for label, summary in summaries.items():
+        row = compare_row(label, summary)
+        table.add_row(*(Text(row[head]) for head in _COMPARED))
     return table
 
 
