@@ -69,6 +69,16 @@ RULES: Mapping[str, MixingRule] = {
 }
 
 
+def fast_mix_momentum(lambda2: float) -> float:
+    """The b of FastMix, (1 - r) / (1 + r) with r = sqrt(1 - lambda2^2), in [0, 1).
+
+    `lambda2` in [0, 1) is the second largest modulus of an eigenvalue of W.
+    Source: Ye et al. 2020 (Mudag), algorithm 2; after Liu, Morse 2011.
+    """
+    root = math.sqrt(1 - lambda2 * lambda2)
+    return (1 - root) / (1 + root)
+
+
 def mixing_matrix(graph: Graph, rule: MixingRule) -> Matrix:
     """W [n, n] in float64; dense, so for inspection and not for the training loop."""
     matrix = np.zeros((graph.num_peers, graph.num_peers))
