@@ -22,7 +22,7 @@ from p2p_dml.data import Dataset
 from p2p_dml.errors import ConfigError
 from p2p_dml.events import Event
 from p2p_dml.kernels.mixing import RULES, is_doubly_stochastic, mixing_matrix
-from p2p_dml.learners import FunctionLearner, SupervisedLearner, Training
+from p2p_dml.learners import Fleet, FunctionLearner, SupervisedLearner, Training, obstacle
 from p2p_dml.models import build_model
 from p2p_dml.peer import LOOKAHEAD, LocalLearner, PeerLoop, Plan
 from p2p_dml.strategies import STRATEGIES
@@ -132,6 +132,24 @@ def learner_of(
     return SupervisedLearner(
         model, shared.dataset, shared.shards[me], training, seed=config.seed, peer=me
     )
+
+
+def why_alone(shared: Blueprint, model: nn.Module) -> str | None:
+    """Why the peers of this run cannot be trained as one batch; None if they can."""
+    if shared.dataset is None:
+        return "the training is a function of your own"
+    dtype = torch.int64 if shared.dataset.is_tokens else DTYPES[shared.config.dtype]
+    device = next(model.parameters()).device
+    return obstacle(model, torch.zeros((1, *shared.dataset.shape), dtype=dtype, device=device))
+
+
+def fleet_of(shared: Blueprint, model: nn.Module) -> Fleet:
+    """All peers' learners as one computation; `why_alone` must have found nothing against it."""
+    config, dataset = shared.config, shared.dataset
+    assert dataset is not None
+    training = tables.build(Training, config.train, "train")
+    shards = [shared.shards[peer] for peer in range(config.peers)]
+    return Fleet(model, dataset, shards, training, seed=config.seed)
 
 
 def own_learner(table: Table, model: nn.Module, config: RunConfig, me: PeerId) -> FunctionLearner:

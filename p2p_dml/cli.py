@@ -1,4 +1,4 @@
-"""The command line: `p2p-dml run | simulate | peer | topology | report | data`."""
+"""The command line: `p2p-dml run | simulate | sweep | peer | topology | report | data`."""
 
 from __future__ import annotations
 
@@ -91,16 +91,68 @@ def run(file: RunFile, set_: Override = None, out: Out = None, quiet: Quiet = Fa
 
 
 @app.command()
-def simulate(file: RunFile, set_: Override = None, out: Out = None, quiet: Quiet = False) -> None:
-    """Run all peers in one process, in lock step: the same results, easier to debug."""
+def simulate(
+    file: RunFile,
+    set_: Override = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    batched: Annotated[
+        bool | None,
+        typer.Option(
+            "--batched/--lockstep",
+            help="train all peers as one batch, or one after another, which has every bit of a "
+            "run on processes; default: batched where the model allows it",
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="where to compute: cpu, cuda, cuda:1, …")] = "cpu",
+) -> None:
+    """Run all peers in one process: the same results and files, faster, easier to debug."""
     from p2p_dml import config
     from p2p_dml.launchers import simulated
 
     console = Console()
     settings = config.load(file, set_ or [])
     with _Watch(settings.peers, settings.rounds, console, quiet) as watch:
-        outcome = simulated.simulate(settings, out, watch.begin)
+        outcome = simulated.simulate(
+            settings,
+            out,
+            watch.begin,
+            batched=batched,
+            device=device,
+            say=lambda line: None if quiet else console.print(line, soft_wrap=True, markup=False),
+        )
     _conclude(outcome.folder, console)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command()
+def sweep(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="the sweep file")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="override a key of the base", metavar="K=V")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder; default: runs/ and its name")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="cases at a time; default: as cores allow")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="check and list the cases")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run a grid of runs and tabulate them; run again, it goes on where it was stopped."""
+    from p2p_dml import sweep as sweeps
+
+    console = Console()
+    plan = sweeps.read(file, set_ or [])
+    folder = out or Path("runs", plan.name)
+    sweeps.check(plan)
+    if dry_run:
+        print(sweeps.listing(plan, folder))
+        return
+    outcome = sweeps.run(plan, folder, jobs, console, quiet=quiet)
+    print(outcome.tables)
+    console.print(f"sweep: {folder / 'tables.md'}", soft_wrap=True)
+    if outcome.verdict:
+        _complain(outcome.verdict)
     raise typer.Exit(outcome.exit_code)
 
 

@@ -125,8 +125,8 @@ def load(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) 
     Raises ConfigError that says what is wrong, where, and what would be right.
     """
     tables = read_toml(path, "run file")
-    for override in overrides:
-        _override(tables, override)
+    for text in overrides:
+        override(tables, text)
     return parse(tables, folder or path.parent, str(path))
 
 
@@ -150,8 +150,8 @@ def dump(config: RunConfig, path: Path) -> None:
 def overrides_table(overrides: Sequence[str]) -> Table:
     """The table that a list of `key=value` overrides makes by itself."""
     tables: Table = {}
-    for override in overrides:
-        _override(tables, override)
+    for text in overrides:
+        override(tables, text)
     return tables
 
 
@@ -186,16 +186,21 @@ def _explain(error: Any, where: str) -> str:
     return f"{where}: {path}: {error['msg'].lower()}; found {type(found).__name__} {found!r}"
 
 
-def _override(tables: Table, override: str) -> None:
+def override(tables: Table, text: str) -> None:
     """Apply one `a.b=value`; the value is TOML, or a bare word taken as text."""
-    key, equals, text = override.partition("=")
+    key, equals, right = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {override}: expected key=value, such as rounds=50")
+        raise ConfigError(f"--set {text}: expected key=value, such as rounds=50")
     try:
-        value = parse_toml(f"value = {text}", override)["value"]
+        value = parse_toml(f"value = {right}", text)["value"]
     except ConfigError:
-        value = text.strip()
-    *parents, last = key.strip().split(".")
+        value = right.strip()
+    assign(tables, key.strip(), value)
+
+
+def assign(tables: Table, key: str, value: object) -> None:
+    """Set the dotted `key` of a run file's tables; a short form on the way becomes a table."""
+    *parents, last = key.split(".")
     for step in parents:
         below = tables.setdefault(step, {})
         if not isinstance(below, dict):

@@ -1,8 +1,9 @@
 """The life of a peer: rounds of training, exchanging and mixing, free of sockets and clocks.
 
 `PeerLoop.run` is a generator, as a strategy's round is: it yields the next exchange and is sent
-what was delivered. `drive` runs it over a blocking transport; `p2p_dml.simulate` runs all peers'
-loops in lock step over memory. Both therefore run the same code, line by line.
+what was delivered, and yields None when all of a round is mixed. `drive` runs it over a blocking
+transport; `p2p_dml.simulate` runs all peers' loops in lock step over memory. Both therefore run the
+same code, line by line.
 """
 
 from __future__ import annotations
@@ -204,9 +205,11 @@ class PeerLoop:
         hoods = [self._walk.at(tag) for tag in tags]
         return frozenset().union(*(h.in_weights.keys() | h.out_weights.keys() for h in hoods))
 
-    def run(self) -> Generator[Exchange, Delivery, ExitCode]:
+    def run(self) -> Generator[Exchange | None, Delivery | None, ExitCode]:
         """Run all rounds; returns DONE, or STOPPED if `stop` was called.
 
+        None is yielded where a round's mixing is over: peers that are computed together can wait
+        there for each other. Every Exchange is to be answered by its Delivery, None by None.
         Raises TrainingError, StorageError, IsolationError.
         """
         state = self._strategy.init(self._meter, self._plan.seed)
@@ -216,6 +219,7 @@ class PeerLoop:
             self._tally = _Tally()
             self._learner.seek(round_)
             state = yield from self._round(state)
+            yield None
             stopping = self._stop  # read once: a signal may come between here and the end
             last = round_ == self._plan.rounds or stopping
             if last or _is_due(round_, self._plan.evaluate_every):
@@ -228,7 +232,7 @@ class PeerLoop:
                 return ExitCode.STOPPED
         return ExitCode.DONE
 
-    def _round(self, state: object) -> Generator[Exchange, Delivery, object]:
+    def _round(self, state: object) -> Generator[Exchange, Delivery | None, object]:
         """One round of the strategy; its state changes only when the round is complete."""
         self._walk.seek(Tag(self.round))
         steps = self._strategy.round(state, self._meter, self._walk)
@@ -239,6 +243,7 @@ class PeerLoop:
                 self.neighbours(self.round + LOOKAHEAD, 1) if tag.exchange == 0 else frozenset()
             )
             delivery = yield Exchange(tag, outbox, tuple(hood.in_weights), upcoming)
+            assert delivery is not None
             inbox = self._inbox(hood, outbox, delivery)
             self._walk.advance()
             outbox, state = self._advance(steps, inbox)
@@ -335,11 +340,13 @@ def drive(loop: PeerLoop, transport: Transport, straggler_s: float) -> ExitCode:
     mail: Mail | None = None
     while True:
         try:
-            exchange = next(rounds) if delivery is None else rounds.send(delivery)
+            exchange = rounds.send(delivery)
         except StopIteration as end:
             code: ExitCode = end.value
             return code
         delivery = mail = None  # the last exchange's models may go before new ones come
+        if exchange is None:
+            continue
         begin = time.perf_counter()
         transport.expect(exchange.upcoming)
         bytes_out = transport.post(exchange.tag, exchange.outbox)

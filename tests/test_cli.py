@@ -35,9 +35,10 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        ("", ["run", "simulate", "peer", "topology", "report", "data"]),
+        ("", ["run", "simulate", "sweep", "peer", "topology", "report", "data"]),
         ("run", ["--set", "--out", "--quiet"]),
         ("simulate", ["--set", "--out", "--quiet"]),
+        ("sweep", ["--set", "--out", "--jobs", "--dry-run", "--quiet"]),
         ("peer", ["--me", "--set", "--out"]),
         ("topology", ["show"]),
         ("topology show", ["--peers", "--ticks", "--seed", "--mixing", "--set", "--out"]),

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from p2p_dml.learners._batched import drawback, obstacle
 from p2p_dml.learners._metrics import Metrics
 from p2p_dml.learners._training import Training
+from p2p_dml.learners.fleet import Fleet
 from p2p_dml.learners.function import FunctionLearner
 from p2p_dml.learners.supervised import SupervisedLearner
 
-__all__ = ["FunctionLearner", "Metrics", "SupervisedLearner", "Training"]
+__all__ = [
+    "Fleet",
+    "FunctionLearner",
+    "Metrics",
+    "SupervisedLearner",
+    "Training",
+    "drawback",
+    "obstacle",
+]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from typing import Any, final
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from p2p_dml.data import Dataset
-from p2p_dml.errors import ConfigError, TrainingError
+from p2p_dml.errors import ConfigError
 from p2p_dml.learners._draws import RoundDraws, seeded
-from p2p_dml.learners._metrics import Metrics
+from p2p_dml.learners._metrics import Metrics, mean_loss
 from p2p_dml.learners._samples import test_samples, train_samples
 from p2p_dml.learners._training import Training
 from p2p_dml.learners._views import copy_into, exchanged_parts, live_views, restore, saved
@@ -108,7 +107,8 @@ class SupervisedLearner:
         num_steps = self._training.num_steps(len(self._shard))
         with seeded(draws.noise_seed, self._device):
             losses = [self._step(positions) for positions in islice(batches, num_steps)]
-        return self._mean(torch.stack(losses).tolist())  # the round's only wait for the device
+        values = torch.stack(losses).tolist()  # the round's only wait for the device
+        return mean_loss(values, self._peer, self._round, self._training.lr)
 
     def grad(self, at: Mapping[str, Tensor]) -> Tensors:
         """Gradient of the loss at `at` on this round's next mini-batch, in the names of `params`.
@@ -181,15 +181,6 @@ class SupervisedLearner:
             nn.utils.clip_grad_norm_(self._trainable.values(), self._training.clip_norm)
         self._optimiser.step()
         return loss.detach()
-
-    def _mean(self, losses: list[float]) -> float:
-        for step, loss in enumerate(losses):
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"peer {self._peer}, round {self._round}: loss is {loss} after step {step} of "
-                    f"{len(losses)}; lower [train] lr (now {self._training.lr}) or set clip_norm"
-                )
-        return sum(losses) / len(losses)
 
     def _at(self, at: Mapping[str, Tensor]) -> Tensors:
         """Copies of all buffers, from `at` where it has them: a forward may write into them."""

@@ -14,7 +14,8 @@ from rich.table import Table
 from p2p_dml.errors import ConfigError
 from p2p_dml.report._figures import run_labels
 from p2p_dml.report._files import write_whole
-from p2p_dml.report._values import Picture, Run, Summary
+from p2p_dml.report._units import clock, digits, human_bytes, plural
+from p2p_dml.report._values import Curve, Picture, Run, Summary
 from p2p_dml.report.live import LiveView
 from p2p_dml.report.load import load
 from p2p_dml.report.summary import curve_csv, measure_curve, summarise, summary_json
@@ -22,15 +23,21 @@ from p2p_dml.report.terminal import summaries_table, summary_table, survey_table
 from p2p_dml.types import LinkSchedule
 
 __all__ = [
+    "Curve",
     "LiveView",
     "Run",
     "Summary",
+    "clock",
     "compare",
     "compare_table",
+    "digits",
     "final_table",
+    "human_bytes",
     "load",
+    "plural",
     "survey_table",
     "write",
+    "write_whole",
 ]
 
 # A schedule can be longer than a picture of it needs.

@@ -5,17 +5,44 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from p2p_dml.strategies.adom import ADOM
+from p2p_dml.strategies.adom_plus import ADOMPlus
 from p2p_dml.strategies.allreduce import AllReduce
+from p2p_dml.strategies.dfedavgm import DFedAvgM
 from p2p_dml.strategies.dpsgd import DPSGD
+from p2p_dml.strategies.gradient_tracking import GradientTracking
 from p2p_dml.strategies.hyperprism import HyperPrism
 from p2p_dml.strategies.local import Local
+from p2p_dml.strategies.mudag import Mudag
+from p2p_dml.strategies.sgp import SGP
+from p2p_dml.strategies.swarm import Swarm
 
 STRATEGIES: Mapping[str, type[Any]] = {
     "local": Local,
     "dpsgd": DPSGD,
     "allreduce": AllReduce,
     "hyperprism": HyperPrism,
+    "gradient_tracking": GradientTracking,
+    "sgp": SGP,
+    "swarm": Swarm,
+    "mudag": Mudag,
+    "adom": ADOM,
+    "adom_plus": ADOMPlus,
+    "dfedavgm": DFedAvgM,
 }
 """Strategies by the `name` of a run file's [strategy] table; the other keys are their fields."""
 
-__all__ = ["DPSGD", "STRATEGIES", "AllReduce", "HyperPrism", "Local"]
+__all__ = [
+    "ADOM",
+    "DPSGD",
+    "SGP",
+    "STRATEGIES",
+    "ADOMPlus",
+    "AllReduce",
+    "DFedAvgM",
+    "GradientTracking",
+    "HyperPrism",
+    "Local",
+    "Mudag",
+    "Swarm",
+]

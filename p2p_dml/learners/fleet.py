@@ -1,0 +1,319 @@
+"""All peers of one process as one computation: their local training and their evaluations.
+
+The peers' parameters are rows of stacked tensors. The first peer that trains in a round has all
+peers' training computed at once, on copies; each takes over its own row when it trains itself. What
+was computed ahead holds only if the row is still the one it was computed from, which torch's
+version counters tell; otherwise (a strategy that mixes before it trains) that peer is computed
+alone. So a peer never sees more than its own training, in whatever order a driver runs the peers.
+
+Batches and steps are those of `SupervisedLearner`; sums are taken in another order, so results
+agree to rounding, not bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from p2p_dml.data import Dataset
+from p2p_dml.learners._batched import BatchedModule, activations
+from p2p_dml.learners._draws import RoundDraws
+from p2p_dml.learners._metrics import Metrics, mean_loss
+from p2p_dml.learners._samples import test_samples, train_samples
+from p2p_dml.learners._stacks import clip, descend, stacks_of
+from p2p_dml.learners._training import Training
+from p2p_dml.learners._views import copy_into, exchanged_parts
+from p2p_dml.tensors import clone, join
+from p2p_dml.types import Part, PeerId, Tensors
+
+_ELEMENTS_AT_ONCE = 1 << 22
+"""Activations of the peers that are computed together: more of them leave the cache."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Ahead:
+    """A row's training, computed before its peer asked: for which round, from which version."""
+
+    round: int
+    version: int
+    losses: list[float]
+
+
+@final
+class Fleet:
+    """The learners of all peers, `members`, around stacked copies of `module`.
+
+    `shards[i]` are the training samples of peer i. The module's device and dtype decide where and
+    in what precision they compute. `obstacle` must have found nothing against it.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        dataset: Dataset,
+        shards: Sequence[NDArray[Any]],
+        training: Training,
+        *,
+        seed: int,
+    ) -> None:
+        first = next(module.parameters())
+        self._training = training
+        self.parts: Mapping[str, Part] = exchanged_parts(module, buffers=False)
+        self._batched = BatchedModule(module)
+        self._seed = seed
+        self._train = train_samples(
+            dataset, np.arange(dataset.num_samples), first.device, first.dtype
+        )
+        self._test = test_samples(dataset, first.device, first.dtype)
+        self._activations = activations(module, self._train.batch(np.arange(1))[0])
+        # Peers with many steps come first, so that those still training are always a prefix.
+        order = sorted((-training.num_steps(len(rows)), peer) for peer, rows in enumerate(shards))
+        self._peers = [peer for _, peer in order]
+        self._num_steps = [-steps for steps, _ in order]
+        self._shards = [shards[peer] for peer in self._peers]
+        named = dict(module.named_parameters())
+        self._trained = {name: p for name, p in named.items() if p.requires_grad}
+        params = {name: named[name] for name in self.parts}
+        self._now = stacks_of(params, self._trained, len(shards), training)
+        self._later = stacks_of(params, self._trained, len(shards), training)
+        # .data gives every row version counters of its own; views would share the stacks'.
+        self._views = [
+            {name: x[row].data for name, x in self._now.params.items()}
+            for row in range(len(shards))
+        ]
+        self._num_trained = [0] * len(shards)
+        self._ahead: dict[int, _Ahead] = {}
+        self._tested: dict[int, tuple[int, Metrics]] = {}
+        self._trained_round = self._tested_round = -1
+
+    @property
+    def members(self) -> list[Member]:
+        """A learner for each peer, in the order of the shards."""
+        rows = {peer: row for row, peer in enumerate(self._peers)}
+        return [Member(self, peer, rows[peer]) for peer in range(len(rows))]
+
+    @property
+    def lr(self) -> float:
+        return self._training.lr
+
+    def params(self, row: int) -> Tensors:
+        """One peer's parameters by name, as live views of its row."""
+        return self._views[row]
+
+    def num_samples(self, row: int) -> int:
+        """Size of one peer's training shard."""
+        return len(self._shards[row])
+
+    def version(self, row: int) -> int:
+        """A number that grows whenever the row is changed, by training or through its views."""
+        return self._num_trained[row] + sum(view._version for view in self._views[row].values())
+
+    def train(self, row: int, round_: int, *, as_it_began: bool) -> list[float]:
+        """Change one row by its peer's local training; returns the loss of each step.
+
+        `as_it_began`: the row is still what it was when the round began, and so the others may be.
+        """
+        if as_it_began and self._trained_round != round_:
+            self._compute(slice(0, len(self._peers)), round_)
+            self._trained_round = round_
+        ahead = self._ahead.pop(row, None)
+        if ahead is None or (ahead.round, ahead.version) != (round_, self.version(row)):
+            self._compute(slice(row, row + 1), round_)
+            ahead = self._ahead.pop(row)
+        self._now.rows(slice(row, row + 1)).copy_(self._later.rows(slice(row, row + 1)))
+        self._num_trained[row] += 1
+        return ahead.losses
+
+    def batches(self, row: int, round_: int) -> Iterator[NDArray[Any]]:
+        """The samples of one batch after another, as `SupervisedLearner` draws them; no end."""
+        shard = self._shards[row]
+        draws = RoundDraws(self._seed, self._peers[row], round_)
+        for positions in draws.batches(len(shard), self._training.batch_size):
+            yield shard[positions]
+
+    def grad(self, at: Mapping[str, Tensor], samples: NDArray[Any]) -> Tensors:
+        """Gradient of the loss at one peer's parameters `at` on some training samples."""
+        given = {name: at[name].detach()[None] for name in self.parts}
+        _, grads = self._gradients(given, [samples])
+        return {
+            name: grads[name][0] if name in grads else torch.zeros_like(at[name])
+            for name in self.parts
+        }
+
+    def evaluate(self, row: int, round_: int) -> Metrics:
+        """Test one row's model; the first peer to ask in a round has all of them tested."""
+        found = self._tested.get(row)
+        if found is None or found[0] != self.version(row):
+            alone = self._tested_round == round_
+            self._test_rows(slice(row, row + 1) if alone else slice(0, len(self._peers)))
+            self._tested_round = round_
+        return self._tested[row][1]
+
+    def optimiser(self, row: int) -> Tensors:
+        """A copy of one peer's optimiser state, named as its own torch.optim would."""
+        return self._now.of_peer(row)
+
+    def _compute(self, rows: slice, round_: int) -> None:
+        """Train copies of some rows, and keep them with what they were copied from."""
+        later = self._later.rows(rows)
+        later.copy_(self._now.rows(rows))
+        if self._training.optimiser_state == "reset":
+            later.forget()
+        versions = [self.version(row) for row in range(rows.start, rows.stop)]
+        self._batched.module.train()
+        losses: list[list[float]] = []
+        for group in self._groups(rows, self._training.batch_size):
+            losses += self._train_group(group, round_)
+        for row, version, own in zip(range(rows.start, rows.stop), versions, losses, strict=True):
+            self._ahead[row] = _Ahead(round_, version, own)
+
+    def _train_group(self, rows: slice, round_: int) -> list[list[float]]:
+        """Run all steps of some rows; returns the losses of each."""
+        batches = [
+            list(islice(self.batches(row, round_), self._num_steps[row]))
+            for row in range(rows.start, rows.stop)
+        ]
+        losses = []
+        for step in range(len(batches[0])):
+            picked = [own[step] for own in batches if step < len(own)]
+            losses.append(self._step(slice(rows.start, rows.start + len(picked)), picked))
+        on_host = [values.tolist() for values in losses]  # the group's only wait for the device
+        return [
+            [values[place] for values in on_host if place < len(values)]
+            for place in range(len(batches))
+        ]
+
+    def _step(self, rows: slice, samples: Sequence[NDArray[Any]]) -> Tensor:
+        later = self._later.rows(rows)
+        losses, grads = self._gradients(later.params, samples)
+        if self._training.clip_norm is not None:
+            clip(grads, self._training.clip_norm)
+        descend(later, grads, self._training)
+        return losses
+
+    def _gradients(
+        self, params: Tensors, samples: Sequence[NDArray[Any]]
+    ) -> tuple[Tensor, Tensors]:
+        """Mean losses [g] and gradients [g, *shape] of g peers, each on samples of its own.
+
+        Shorter batches are filled up with samples of weight 0.
+        """
+        size = max(map(len, samples))
+        positions = np.stack([np.pad(own, (0, size - len(own)), mode="edge") for own in samples])
+        lengths = torch.tensor([len(own) for own in samples], dtype=torch.float64)
+        weights = (torch.arange(size) < lengths[:, None]) / lengths[:, None]
+        x, y = self._train.batch(positions.reshape(-1))
+        leaves = {name: params[name].detach().requires_grad_() for name in self._trained}
+        logits = self._batched.each({**params, **leaves}, x.reshape(*positions.shape, *x.shape[1:]))
+        losses = (_losses(logits, y) * weights.to(logits.device, logits.dtype)).sum(1)
+        found = torch.autograd.grad(losses.sum(), list(leaves.values()), allow_unused=True)
+        grads = {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+        return losses.detach(), grads
+
+    def _test_rows(self, rows: slice) -> None:
+        """Test some rows' models and keep what was found."""
+        self._batched.module.eval()
+        num_rows, count = rows.stop - rows.start, 0
+        right, loss = torch.zeros(2, num_rows, dtype=torch.float64)
+        with torch.inference_mode():
+            for x, y in self._test.chunks():
+                for group in self._groups(rows, len(x)):
+                    logits = self._batched.same(self._now.rows(group).params, x)
+                    place = slice(group.start - rows.start, group.stop - rows.start)
+                    right[place] += (logits.argmax(-1) == y).flatten(1).sum(1).cpu()
+                    every = _losses(logits, y.expand(len(logits), *y.shape).flatten(0, 1))
+                    loss[place] += every.sum(1).cpu() * (y.numel() / len(y))
+                count += y.numel()
+        for row, hits, total in zip(
+            range(rows.start, rows.stop), right.tolist(), loss.tolist(), strict=True
+        ):
+            self._tested[row] = self.version(row), Metrics(hits / count, total / count, count)
+
+    def _groups(self, rows: slice, batch_size: int) -> Iterator[slice]:
+        """Cut rows into groups that are computed together."""
+        size = max(1, _ELEMENTS_AT_ONCE // (self._activations * batch_size))
+        for start in range(rows.start, rows.stop, size):
+            yield slice(start, min(start + size, rows.stop))
+
+
+@final
+class Member:
+    """The learner of one peer of a fleet. Satisfies `types.Learner`."""
+
+    def __init__(self, fleet: Fleet, peer: PeerId, row: int) -> None:
+        self._fleet, self._peer, self._row = fleet, peer, row
+        self.seek(0)
+
+    @property
+    def params(self) -> Tensors:
+        """Parameters by name, in `state_dict` order, as live views."""
+        return dict(self._fleet.params(self._row))
+
+    @params.setter
+    def params(self, new: Mapping[str, Tensor]) -> None:
+        copy_into(self._fleet.params(self._row), new)
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        return self._fleet.parts
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """What the last `train` reports besides the loss: nothing."""
+        return {}
+
+    @property
+    def num_samples(self) -> int:
+        """Size of the peer's own training shard."""
+        return self._fleet.num_samples(self._row)
+
+    @property
+    def round(self) -> int:
+        return self._round
+
+    def seek(self, round: int) -> None:
+        """Go to the beginning of `round`."""
+        self._round = round
+        self._began = self._fleet.version(self._row)
+        self._grad_batches: Iterator[NDArray[Any]] | None = None
+
+    def train(self) -> float:
+        """Run the round's optimiser steps; returns the mean loss over them.
+
+        Raises TrainingError naming peer, round and step if a loss is not finite.
+        """
+        as_it_began = self._fleet.version(self._row) == self._began
+        losses = self._fleet.train(self._row, self._round, as_it_began=as_it_began)
+        return mean_loss(losses, self._peer, self._round, self._fleet.lr)
+
+    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
+        """Gradient of the loss at `at` on this round's next mini-batch, in the names of `params`.
+
+        As `SupervisedLearner.grad`, and computed for this peer alone.
+        """
+        if self._grad_batches is None:
+            self._grad_batches = self._fleet.batches(self._row, self._round)
+        return self._fleet.grad(at, next(self._grad_batches))
+
+    def evaluate(self) -> Metrics:
+        """Accuracy and mean loss on the test samples, in evaluation mode."""
+        return self._fleet.evaluate(self._row, self._round)
+
+    def state(self) -> Tensors:
+        """A copy of model and optimiser, as `SupervisedLearner.state` has it."""
+        return join(model=clone(self.params), optimiser=self._fleet.optimiser(self._row))
+
+
+def _losses(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy [g, B] of logits [g, B, …, classes] and labels [g B, …], mean over …"""
+    flat = F.cross_entropy(logits.flatten(0, -2), y.reshape(-1), reduction="none")
+    return flat.reshape(*logits.shape[:2], -1).mean(2)

@@ -1,0 +1,98 @@
+"""Sweeps: many runs that differ in what a grid says, and tables of what came out.
+
+`read` a sweep file, `check` all its cases, `run` those that are not finished.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from rich.console import Console
+
+from p2p_dml.errors import ExitCode
+from p2p_dml.report import plural
+from p2p_dml.sweep._folder import is_finished, opened
+from p2p_dml.sweep._values import Case, Plan
+from p2p_dml.sweep.execute import command_of, execute
+from p2p_dml.sweep.plan import check, read
+from p2p_dml.sweep.view import View
+
+__all__ = ["Outcome", "Plan", "check", "listing", "read", "run"]
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a sweep ended: the text of its tables, and a sentence about the failed cases."""
+
+    exit_code: ExitCode
+    tables: str
+    verdict: str | None
+
+
+def run(plan: Plan, out: Path, jobs: int | None, console: Console, *, quiet: bool) -> Outcome:
+    """Run the cases that are not finished, and write tables and pictures of all that are.
+
+    `jobs` at a time; by default the plan's number, or as many as there are cores for. Raises
+    ConfigError if `out` holds something else, StorageError if it cannot be written.
+    """
+    from p2p_dml.sweep.results import write  # matplotlib takes a second to import
+
+    todo = _todo(plan, out)
+    at_once = jobs or plan.jobs or _default_jobs(plan)
+    with opened(out, plan.text):
+        view = View(len(todo), at_once, console, time.monotonic, quiet=quiet)
+        try:
+            ending = execute(todo, out, at_once, command_of(plan.mode), view)
+        finally:
+            view.close()
+        tables = write(plan, out, ending.errors)
+    return Outcome(
+        exit_code=_exit_code(failed=bool(ending.errors), stopped=ending.is_stopped),
+        tables=tables,
+        verdict=_verdict([case for case in todo if case.digest in ending.errors], len(todo)),
+    )
+
+
+def listing(plan: Plan, out: Path) -> str:
+    """All cases with what became of them so far in `out`, a line each."""
+    states = ["finished" if is_finished(out, case) else "to do" for case in plan.cases]
+    lines = [
+        f"{case.digest}  {state:8}  {case.title}"
+        for case, state in zip(plan.cases, states, strict=True)
+    ]
+    total = f"{plural(len(lines), 'case')}, {states.count('finished')} finished"
+    return "\n".join([*lines, total])
+
+
+def _todo(plan: Plan, out: Path) -> list[Case]:
+    """The cases without a result; of those that are the same run, the first."""
+    different = {case.digest: case for case in reversed(plan.cases)}
+    open_ = {digest for digest, case in different.items() if not is_finished(out, case)}
+    return [case for case in plan.cases if different[case.digest] is case and case.digest in open_]
+
+
+def _default_jobs(plan: Plan) -> int:
+    """As many simulations as the cores have room for; one run on processes, which takes all."""
+    if plan.mode == "run":
+        return 1
+    threads = max(case.config.threads for case in plan.cases)
+    return max(1, len(os.sched_getaffinity(0)) // threads)
+
+
+def _exit_code(*, failed: bool, stopped: bool) -> ExitCode:
+    if failed:
+        return ExitCode.FAILED
+    return ExitCode.STOPPED if stopped else ExitCode.DONE
+
+
+def _verdict(failed: list[Case], num_cases: int) -> str | None:
+    if not failed:
+        return None
+    names = "; ".join(case.title for case in failed[:3])
+    more = f" and {len(failed) - 3} more" if len(failed) > 3 else ""
+    return f"{len(failed)} of {plural(num_cases, 'case')} failed: {names}{more}; see tables.md"

@@ -1,0 +1,213 @@
+"""Running cases: several at a time, failing alone, stopped together. The cases are tiny scripts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+import pytest
+
+from p2p_dml.sweep import Plan
+from p2p_dml.sweep._folder import case_folder, is_finished, run_folder
+from p2p_dml.sweep._values import Case, Fate
+from p2p_dml.sweep.execute import Command, command_of, execute
+
+PlanOf = Callable[[Mapping[str, object]], Plan]
+
+WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1], 'run').mkdir()"
+FAIL = "import sys; print('starting'); sys.exit('error: peer 3 is lost')"
+HANG = "import signal, sys; print('ready', flush=True); signal.pause()"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + HANG
+
+
+def _script(text: str) -> Command:
+    return lambda path: [sys.executable, "-I", "-S", "-c", text, str(path)]
+
+
+def _by_peers(scripts: Mapping[int, str]) -> Command:
+    """A script for each case, told apart by the number of peers in its run file."""
+
+    def command(path: Path) -> Sequence[str]:
+        text = (path / "case.toml").read_text(encoding="utf-8")
+        found = next(script for peers, script in scripts.items() if f"peers = {peers}\n" in text)
+        return _script(found)(path)
+
+    return command
+
+
+@final
+@dataclass(slots=True)
+class Diary:
+    """A watcher that remembers, and does `act` at every update."""
+
+    act: Callable[[], None] = lambda: None
+    running: int = 0
+    most: int = 0
+    ends: list[tuple[str, Fate, str]] = field(default_factory=list)
+
+    def started(self, case: Case) -> None:
+        self.running += 1
+        self.most = max(self.most, self.running)
+
+    def ended(self, case: Case, fate: Fate, why: str, seconds: float) -> None:
+        self.running -= 1
+        assert seconds > 0
+        self.ends.append((case.labels["peers"], fate, why))
+
+    def update(self) -> None:
+        self.act()
+
+
+@pytest.fixture
+def cases(plan_of: PlanOf) -> Sequence[Case]:
+    return plan_of({"grid": {"peers": [2, 3, 4, 5]}}).cases
+
+
+def test_cases_run_several_at_a_time(cases: Sequence[Case], tmp_path: Path) -> None:
+    diary = Diary()
+    ending = execute(cases, tmp_path / "out", 2, _script(WRITE), diary)
+    assert (ending.errors, ending.is_stopped) == ({}, False)
+    assert sorted(diary.ends) == [(peers, "done", "") for peers in "2345"]
+    assert diary.most == 2
+    for case in cases:
+        assert is_finished(tmp_path / "out", case)
+        assert run_folder(tmp_path / "out", case).is_dir()
+
+
+def test_a_failing_case_is_named_and_stops_no_other(cases: Sequence[Case], tmp_path: Path) -> None:
+    diary = Diary()
+    command = _by_peers({2: WRITE, 3: FAIL, 4: "raise SystemExit(4)", 5: WRITE})
+    ending = execute(cases, tmp_path / "out", 1, command, diary)
+    assert diary.ends == [
+        ("2", "done", ""),
+        ("3", "failed", "peer 3 is lost (exit code 1)"),
+        ("4", "failed", "exit code 4"),
+        ("5", "done", ""),
+    ]
+    assert ending.errors == {
+        cases[1].digest: "peer 3 is lost (exit code 1)",
+        cases[2].digest: "exit code 4",
+    }
+    finished = [is_finished(tmp_path / "out", case) for case in cases]
+    assert finished == [True, False, False, True]
+
+
+def test_a_killed_case_is_named_by_its_signal(cases: Sequence[Case], tmp_path: Path) -> None:
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    ending = execute(cases[:1], tmp_path / "out", 1, _script(kill), Diary())
+    assert list(ending.errors.values()) == ["signal 9"]
+
+
+def test_a_half_finished_case_begins_again(cases: Sequence[Case], tmp_path: Path) -> None:
+    left = run_folder(tmp_path / "out", cases[0])
+    left.mkdir(parents=True)
+    (left / "summary.json").write_text("{", encoding="utf-8")
+    execute(cases[:1], tmp_path / "out", 1, _script(WRITE), Diary())
+    assert is_finished(tmp_path / "out", cases[0])
+    assert list(left.iterdir()) == []
+
+
+def test_modules_beside_the_run_file_are_found(cases: Sequence[Case], tmp_path: Path) -> None:
+    (tmp_path / "module_of_a_case.py").write_text("", encoding="utf-8")
+    command: Command = lambda path: [sys.executable, "-c", "import module_of_a_case"]  # noqa: E731
+    ending = execute(cases[:1], tmp_path / "out", 1, command, Diary())
+    assert ending.errors == {}
+
+
+@pytest.mark.parametrize(
+    ("script", "signals"), [(HANG, 1), (STUBBORN, 2)], ids=["first ends", "second kills"]
+)
+def test_a_signal_stops_the_running_cases(
+    cases: Sequence[Case], tmp_path: Path, script: str, signals: int
+) -> None:
+    out = tmp_path / "out"
+    sent: list[int] = []
+
+    def press() -> None:
+        logs = [case_folder(out, case) / "log.txt" for case in cases[:2]]
+        if len(sent) < signals and all(log.exists() and log.read_text() for log in logs):
+            sent.append(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    diary = Diary(act=press)
+    ending = execute(cases, out, 2, _script(script), diary)
+    assert (ending.errors, ending.is_stopped) == ({}, True)
+    assert sorted(diary.ends) == [("2", "stopped", ""), ("3", "stopped", "")]
+    assert not any(is_finished(out, case) for case in cases)
+    assert not case_folder(out, cases[2]).exists()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_error_of_our_own_leaves_no_process(cases: Sequence[Case], tmp_path: Path) -> None:
+    pids: list[int] = []
+
+    def fail() -> None:
+        log = case_folder(tmp_path / "out", cases[0]) / "log.txt"
+        if pid := log.read_text(encoding="utf-8").strip():
+            pids.append(int(pid))
+            raise OSError("no more room")
+
+    script = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+    with pytest.raises(OSError, match="no more room"):
+        execute(cases[:1], tmp_path / "out", 1, _script(script), Diary(act=fail))
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+HOST = """
+import sys
+from pathlib import Path
+from p2p_dml import sweep
+from p2p_dml.sweep.execute import execute
+from p2p_dml.sweep.view import View
+from rich.console import Console
+
+file, script = Path(sys.argv[1]), sys.argv[2]
+cases = sweep.read(file).cases[:1]
+view = View(1, 1, Console(), lambda: 0.0, quiet=True)
+execute(cases, file.parent / "out", 1, lambda path: [sys.executable, "-c", script], view)
+"""
+
+
+def test_no_case_outlives_a_killed_sweep(cases: Sequence[Case], tmp_path: Path) -> None:
+    log = case_folder(tmp_path / "out", cases[0]) / "log.txt"
+    script = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
+    host = subprocess.Popen([sys.executable, "-c", HOST, str(tmp_path / "sweep.toml"), script])
+    _wait_until(lambda: log.exists() and log.read_text(encoding="utf-8").endswith("\n"))
+    child = int(log.read_text(encoding="utf-8"))
+    host.kill()
+    host.wait()
+    _wait_until(lambda: not _is_running(child))
+
+
+def _is_running(pid: int) -> bool:
+    """Whether a process is there and no zombie that its new parent has yet to notice."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def _wait_until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("mode", ["simulate", "run"])
+def test_a_case_is_a_command_of_ours(tmp_path: Path, mode: str) -> None:
+    command = command_of("simulate" if mode == "simulate" else "run")(tmp_path)
+    file, run = str(tmp_path / "case.toml"), str(tmp_path / "run")
+    assert list(command) == [
+        sys.executable, "-m", "p2p_dml", mode, file, "--out", run, "--quiet",
+    ]  # fmt: skip
