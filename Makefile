@@ -29,6 +29,7 @@ unit: install
 
 bench: install
 	$(BIN)/python -m benchmarks.exchange
+	$(BIN)/python -m benchmarks.simulation
 
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
