@@ -5,8 +5,8 @@ which peers), forks a child per peer, and writes a JSON line for each that ends.
 costs a second and 150 MB per process; forked children share it. Nothing may compute with torch
 before the fork: a forked child of a process with busy thread pools hangs.
 
-When standard input closes (the launcher is gone) all children are killed; when the nursery is
-gone, the kernel kills them. No peer outlives its launcher.
+When standard input closes (the launcher is gone) all children are killed and the shared folder is
+removed; when the nursery is gone, the kernel kills them. No peer outlives its launcher.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import select
+import shutil
 import signal
 import sys
 import traceback
@@ -51,6 +52,7 @@ def main() -> None:
         if _launcher_is_gone():
             for pid in children:
                 os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(order["assignment"]["shared"], ignore_errors=True)
             return
         _report_ended(children)
 

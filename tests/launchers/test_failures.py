@@ -174,9 +174,13 @@ def test_a_signal_at_start_up_ends_everything(shell: Shell, command: str) -> Non
 @pytest.mark.parametrize("train", ["idle", "endless"])
 def test_no_peer_outlives_its_launcher(shell: Shell, train: str) -> None:
     process = _begin(shell, train)
+    (endpoint,) = (event["endpoint"] for event in _events(shell, 0, "started"))
+    scratch = Path(endpoint.removeprefix("ipc://")).parent
+    assert scratch.is_dir()
     process.kill()
     shell.end(process)
     _expect_nothing_left(shell)
+    assert not scratch.exists()
 
 
 def test_a_killed_nursery_is_a_failed_run(shell: Shell) -> None:
