@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 install: $(STAMP)
 
-$(STAMP): setup.cfg pyproject.toml constraints.txt
+$(STAMP): setup.cfg setup.py pyproject.toml constraints.txt $(wildcard p2p_dml/kernels/_native*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
@@ -30,6 +30,7 @@ unit: install
 bench: install
 	$(BIN)/python -m benchmarks.exchange
 	$(BIN)/python -m benchmarks.simulation
+	$(BIN)/python -m benchmarks.power_mean
 
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build *.egg-info p2p_dml/kernels/*.so .mypy_cache .ruff_cache .pytest_cache

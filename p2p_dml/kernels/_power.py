@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from p2p_dml.kernels import _native
+
 CHUNK = 1 << 16
 """Elements worked on at a time: the scratch rows of a chunk stay in the processor's cache."""
 
@@ -51,10 +53,7 @@ def by_chunks(xs: Sequence[Tensor], rows: int, fold: Fold, out: Tensor | None = 
     tensors' size is needed. Scratch is float32 for half-precision inputs and of the inputs' dtype
     otherwise.
     """
-    if out is None or not out.is_contiguous():
-        result = torch.empty(xs[0].shape, dtype=xs[0].dtype, device=xs[0].device)
-    else:
-        result = out
+    result = out if out is not None and out.is_contiguous() else empty_like(xs[0])
     target, flat = result.view(-1), [x.detach().reshape(-1) for x in xs]
     dtype = torch.promote_types(result.dtype, torch.float32)
     scratch = torch.empty((rows, min(CHUNK, target.numel())), dtype=dtype, device=target.device)
@@ -74,24 +73,44 @@ def power_mean(
 ) -> Tensor:
     """Power mean of degree p, and in the same pass its derivative in p into `slope` if given.
 
-    `out` may be one of xs, `slope` may not. See `means.weighted_power_mean` for the former and
-    `mirror.power_mean_slope` for the latter.
+    `out` may be one of xs, `slope` may not and must be contiguous. See `means.weighted_power_mean`
+    for the former and `mirror.power_mean_slope` for the latter.
     """
-    heard = [(x, a) for x, a in zip(xs, weights, strict=True) if a != 0]
-    result = (
-        out if out is not None and out.is_contiguous() else torch.empty_like(xs[0]).contiguous()
-    )
-    target = result.view(-1)
-    steep = None if slope is None else slope.view(-1)
-    flat = [x.detach().reshape(-1) for x, _ in heard]
-    dtype = torch.promote_types(result.dtype, torch.float32)
-    shares = torch.tensor([a for _, a in heard], dtype=dtype, device=target.device).unsqueeze(1)
-    size = max(1, STACKED // len(heard))
-    for begin in range(0, target.numel(), size):
-        piece = slice(begin, begin + size)
-        stack = torch.stack([x[piece] for x in flat]).to(dtype)
-        _power_mean(stack, shares, p, target[piece], None if steep is None else steep[piece])
+    heard = [(x.detach(), a) for x, a in zip(xs, weights, strict=True) if a != 0]
+    models, shares = [x for x, _ in heard], [a for _, a in heard]
+    result = out if out is not None and out.is_contiguous() else empty_like(xs[0])
+    if _native.takes([*models, result]):
+        _native.power_mean(models, shares, p, result, slope)
+    else:
+        _by_stacks(models, shares, p, result.view(-1), None if slope is None else slope.view(-1))
     return result if out is None or result is out else out.copy_(result)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    """A new contiguous tensor of the same shape, dtype and device."""
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _by_stacks(
+    models: Sequence[Tensor], weights: Sequence[float], p: float, out: Tensor, slope: Tensor | None
+) -> None:
+    """With torch, some coordinates of all models at a time; half precision in float32."""
+    flat, size = [x.reshape(-1) for x in models], max(1, STACKED // len(models))
+    dtype = torch.promote_types(out.dtype, torch.float32)
+    for begin in range(0, out.numel(), size):
+        piece = slice(begin, begin + size)
+        parts, target = [x[piece].to(dtype) for x in flat], out[piece]
+        steep = None if slope is None else slope[piece]
+        if _native.takes(parts):
+            wide = empty_like(parts[0])
+            wide_steep = None if slope is None else empty_like(wide)
+            _native.power_mean(parts, weights, p, wide, wide_steep)
+            target.copy_(wide)
+            if steep is not None and wide_steep is not None:
+                steep.copy_(wide_steep)
+        else:
+            shares = torch.tensor(weights, dtype=dtype, device=out.device).unsqueeze(1)
+            _power_mean(torch.stack(parts), shares, p, target, steep)
 
 
 def _power_mean(stack: Tensor, shares: Tensor, p: float, out: Tensor, slope: Tensor | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from p2p_dml.kernels._power import check_degree, power_mean, signed_power
+from p2p_dml.kernels._power import check_degree, empty_like, power_mean, signed_power
 
 
 def mirror(w: Tensor, p: float) -> Tensor:
@@ -31,6 +31,6 @@ def power_mean_slope(xs: Sequence[Tensor], weights: Sequence[float], p: float) -
     no coordinate of the power mean ever leaves [-M, M].
     """
     check_degree(p)
-    slope = torch.empty(xs[0].shape, dtype=xs[0].dtype, device=xs[0].device)
+    slope = empty_like(xs[0])
     power_mean(xs, weights, p, slope=slope)
     return slope

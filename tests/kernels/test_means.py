@@ -18,6 +18,8 @@ from p2p_dml.kernels.means import (
 )
 from p2p_dml.types import Inbox, Neighbourhood, Payload
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 DEGREES = (1.0, 1.5, 2.0, 3.0, 9.0, 15.5, 31.0, 101.0)
 
 
@@ -239,3 +241,22 @@ def test_half_precision_is_computed_in_float32() -> None:
     got = weighted_power_mean(xs, [0.2, 0.3, 0.5], 9.0)
     wide = weighted_power_mean([x.float() for x in xs], [0.2, 0.3, 0.5], 9.0)
     assert torch.equal(got, wide.bfloat16())
+
+
+@pytest.mark.parametrize("p", [1.5, 3.0, 9.0, 40.0])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_spoils_its_own_coordinate_only(p: float, bad: float) -> None:
+    xs = rows(3, 70, dtype=torch.float32)
+    expected = weighted_power_mean(xs, [0.2, 0.3, 0.5], p)
+    xs[1][7] = bad
+    got = weighted_power_mean(xs, [0.2, 0.3, 0.5], p)
+    assert got[7].isnan()
+    assert torch.equal(got[:7], expected[:7]) and torch.equal(got[8:], expected[8:])
+
+
+@pytest.mark.parametrize("p", [1.5, 3.0, 9.0, 40.0])
+def test_a_model_of_weight_0_is_not_read(p: float) -> None:
+    x, y = rows(2, 20)
+    spoilt = torch.full_like(x, math.nan)
+    got = weighted_power_mean([x, spoilt, y], [0.4, 0.0, 0.6], p)
+    assert torch.equal(got, weighted_power_mean([x, y], [0.4, 0.6], p))

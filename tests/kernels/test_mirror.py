@@ -12,6 +12,8 @@ from p2p_dml.kernels.means import mix_power_mean, weighted_power_mean
 from p2p_dml.kernels.mirror import inverse_mirror, mirror, power_mean_slope
 from p2p_dml.types import Inbox, Neighbourhood, Payload
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 WEIGHTS = [0.1, 0.2, 0.3, 0.25, 0.15]
 DEGREES = (1.0, 1.5, 2.0, 3.0, 9.0, 21.0)
 
@@ -125,3 +127,17 @@ def test_degrees_below_1_are_refused() -> None:
             function(torch.ones(2), 0.5)
     with pytest.raises(ValueError, match="at least 1"):
         power_mean_slope(draw(5, 2), WEIGHTS, 0.5)
+
+
+@pytest.mark.parametrize("p", [1.0, 3.0, 4.5])
+def test_the_slope_is_not_a_number_where_an_input_is_not_finite(p: float) -> None:
+    xs = draw(5, 40)
+    xs[2][3], xs[4][5] = math.nan, math.inf
+    spoilt = power_mean_slope(xs, WEIGHTS, p).isnan()
+    assert spoilt.nonzero().flatten().tolist() == [3, 5]
+
+
+def test_the_slope_of_half_precision_is_computed_in_float32() -> None:
+    xs = [x.bfloat16() for x in draw(5, 100)]
+    wide = power_mean_slope([x.float() for x in xs], WEIGHTS, 4.5)
+    assert torch.equal(power_mean_slope(xs, WEIGHTS, 4.5), wide.bfloat16())
