@@ -1,30 +1,48 @@
-"""HyperPrism: the weighted power mean, with a degree for each part of the model."""
+"""HyperPrism: the weighted power mean, with a degree for each layer group of the model."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal, final
 
 import torch
-from torch import Tensor
 
-from p2p_dml.hypernet import HyperNet, HyperNetState
-from p2p_dml.kernels.means import mix_power_mean, weighted_mean
+from p2p_dml.hypernet import alignments
+from p2p_dml.kernels.means import mix_power_mean
+from p2p_dml.strategies._checks import check_positive
 from p2p_dml.strategies._degree import DegreeSchedule, read_degree
+from p2p_dml.strategies._learned import (
+    Grouping,
+    LearnedDegree,
+    LearnedState,
+    Network,
+    groups,
+    make_network,
+)
+from p2p_dml.strategies._mapped import SENT, mix_mapped
+from p2p_dml.strategies._signal import VERDICT, mix_with_secant, pooled, remove_scale, verdicts
 from p2p_dml.tensors import clone, tmap
-from p2p_dml.types import Inbox, Learner, Links, Need, Outbox, Part, Payload, Tensors
+from p2p_dml.types import Inbox, Learner, Links, Need, Outbox, Payload, Tensors
+
+Signal = Literal["neighbourhood", "own", "paper"]
+
+ONLY_LEARNED = {"signal", "hypernet", "groups", "odd", "frozen", "shared", "degree_at"}
+"""Fields that would do nothing for a degree set beforehand, which is the same at every peer."""
 
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HyperPrismState:
-    """Degrees of the last mix by part; when learned also the network and d(w̄)/dp at that mix."""
+    """Degrees by layer group; when learned also what they come from and what the last ones did.
+
+    `degrees` are those of the last mix, or of the next if peers send theirs (`degree_at`).
+    `change`: what these degrees changed in the last mix, in the shapes of the model.
+    """
 
     degrees: Mapping[str, float]
-    net: HyperNetState | None = None
-    slope: Tensors = field(default_factory=dict)
+    learned: LearnedState | None = None
+    change: Tensors = field(default_factory=dict)
 
 
 @final
@@ -37,24 +55,48 @@ class HyperPrism:
 
     `degree` is a number of at least 1; a table {representation, decision}; a table {start, end,
     time_constant} (exponential decay in rounds); or "learned" by a network of the peer's own, for
-    which alone the other fields are: degrees stay in [1, p_max] and begin at the `start_…` values
-    (decision: p_max if None); `rate` and `memory` are those of `HyperNet`. `signal` says whose
-    descent direction judges the last degree: "own" local training's, as in the paper, or the
-    "neighbourhood"'s, the step from the last w̄ to the plain mean of the models now heard. The
-    latter costs no traffic and is less biased by the peer's own data.
+    which most other fields are: degrees stay in [1, p_max] and begin at the `start_…` values
+    (representation: 1, decision: p_max); `rate` and `memory` are those of `hypernet`, None its own
+    default. Local training after a mix judges its degree: "own" `signal` is the cosine of what
+    training and the degree changed, "neighbourhood" pools those of all that are heard (one more
+    number on the wire for each layer group), "paper" is the plain -<Δ, dw̄/dp>. None: as `hypernet`
+    learns best, "neighbourhood" for "bounded" and "paper" for "paper".
+
+    Variants: `hypernet` "paper": softmax over odd degrees, starting as drawn (see `PaperNet`).
+    `groups` "layers": a degree for each layer. `odd`: the nearest odd degree is used. `frozen`:
+    degrees are drawn and stay. `shared`: all peers tend to one degree, by gossip. `degree_at`
+    "sender": w_j is raised to its sender's degree p_j and the root is the receiver's (line 9 as
+    printed); what a round teaches then counts from the next round on. `gradient` "mirror": eq. (6)
+    to the letter, φ⁻¹(sum_j a_ij φ(w_j) - `mirror_lr` ∇f(w_i)), in place of local training; "both":
+    after it, as algorithm 1 says.
     """
 
     degree: float | str | Mapping[str, object] = "learned"
     p_max: float = 15.0
-    start_representation: float = 1.0
+    start_representation: float | None = None
     start_decision: float | None = None
-    rate: float = 8.0
-    memory: float = 0.5
-    signal: Literal["neighbourhood", "own"] = "neighbourhood"
+    rate: float | None = None
+    memory: float | None = None
+    signal: Signal | None = None
+    hypernet: Network = "bounded"
+    groups: Grouping = "parts"
+    odd: bool = False
+    frozen: bool = False
+    shared: bool = False
+    degree_at: Literal["receiver", "sender"] = "receiver"
+    gradient: Literal["primal", "mirror", "both"] = "primal"
+    mirror_lr: float = 0.01
 
     def __post_init__(self) -> None:
-        read_degree(self.degree)
-        self._hypernet.init(self._start, torch.Generator())
+        learns = read_degree(self.degree) is None
+        check_positive(mirror_lr=self.mirror_lr)
+        self._learned.network.init(self._starts, torch.Generator())
+        for item in fields(self) if not learns else ():
+            value = getattr(self, item.name)
+            if item.name in ONLY_LEARNED and value != item.default:
+                raise ValueError(f"{item.name} = {value!r}: only for degree = 'learned'")
+        if self.frozen and not (self.start_representation is self.start_decision is None):
+            raise ValueError("frozen: the degrees are drawn; leave out start_…, or set degree")
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -66,91 +108,137 @@ class HyperPrism:
 
     def init(self, learner: Learner, seed: int) -> HyperPrismState:
         """Degrees of the first mix; a learned one's network is drawn from `seed`."""
-        parts = _parts(learner)
         schedule = read_degree(self.degree)
         if schedule is not None:
-            return HyperPrismState(degrees={part: schedule(part, 1) for part in parts})
-        start = {part: self._start[part] for part in parts}
-        net = self._hypernet.init(start, torch.Generator().manual_seed(seed))
-        return HyperPrismState(degrees=start, net=net, slope=tmap(torch.zeros_like, learner.params))
+            return HyperPrismState(degrees=_scheduled(schedule, learner, 1))
+        learned = self._learned.init(learner, seed)
+        change = tmap(torch.zeros_like, self._room(learner))
+        degrees = self._learned.degrees(learned)
+        return HyperPrismState(degrees=degrees, learned=learned, change=change)
 
     def round(
         self, state: HyperPrismState, learner: Learner, links: Links
     ) -> Generator[Outbox, Inbox, HyperPrismState]:
-        """Train, exchange models, take their power mean."""
+        """Train, exchange raw models, take their power mean."""
         schedule = read_degree(self.degree)
         if schedule is not None:
-            return _scheduled_round(schedule, learner, links)
+            return self._scheduled_round(schedule, learner, links)
         return self._learned_round(state, learner, links)
 
     def report(self, state: HyperPrismState) -> Mapping[str, float]:
-        """The degree of each part of the model."""
+        """The degree of each layer group."""
         return state.degrees
+
+    def _scheduled_round(
+        self, schedule: DegreeSchedule, learner: Learner, links: Links
+    ) -> Generator[Outbox, Inbox, HyperPrismState]:
+        pull = self._descend(learner)
+        inbox = yield links.now.broadcast(Payload(learner.params))
+        degrees = _scheduled(schedule, learner, learner.round)
+        self._mix(learner, inbox, degrees, pull, {})
+        return HyperPrismState(degrees=degrees)
 
     def _learned_round(
         self, state: HyperPrismState, learner: Learner, links: Links
     ) -> Generator[Outbox, Inbox, HyperPrismState]:
+        assert state.learned is not None
         last = clone(learner.params)
-        learner.train()  # line 6
-        inbox = yield links.now.broadcast(Payload(learner.params))  # lines 9-10, raw models
-        net = self._learn(state, last, learner, inbox)  # line 14, for the mix of the last round
-        degrees = self._hypernet.degrees(net)  # line 7
-        per_tensor = {name: degrees[part] for name, part in learner.parts.items()}
-        slope = tmap(torch.empty_like, learner.params)
-        mix_power_mean(learner.params, inbox, per_tensor, slope)  # lines 8, 11-13; eq. (2)
-        return HyperPrismState(degrees=degrees, net=net, slope=slope)
+        pull = self._descend(learner)  # line 6
+        signal = self._judge(state, last, pull, learner)
+        payload = Payload(learner.params, self._scalars(state, signal))
+        inbox = yield links.now.broadcast(payload)  # lines 9-10
+        if self._signal == "neighbourhood":
+            signal = pooled(signal, inbox)
+        learned = self._learned.step(state.learned, signal, inbox)  # line 14, for the last mix
+        degrees = self._learned.degrees(learned)  # line 7
+        change = self._room(learner)
+        used = degrees if self.degree_at == "receiver" else state.degrees
+        self._mix(learner, inbox, used, pull, change)  # lines 8, 11-13; eq. (2), or (6)
+        return HyperPrismState(degrees=degrees, learned=learned, change=change)
 
-    def _learn(
-        self, state: HyperPrismState, last: Tensors, learner: Learner, inbox: Inbox
-    ) -> HyperNetState:
-        """Chain rule: dL/dp = -<descent, dw̄/dp>, as a cosine, for each part."""
-        assert state.net is not None
-        if not inbox.messages:
-            return state.net
-        here = learner.params
-        ahead = here if self.signal == "own" else weighted_mean(*inbox.with_own(here))
-        descent = tmap(torch.sub, ahead, last)
-        return self._hypernet.step(state.net, cosines(descent, state.slope, learner.parts))
+    def _descend(self, learner: Learner) -> Tensors:
+        """The primal step, if there is one; returns the mirror step η∇f, empty if there is none."""
+        if self.gradient != "mirror":
+            learner.train()
+        if self.gradient == "primal":
+            return {}
+        return tmap(lambda g: self.mirror_lr * g, learner.grad(learner.params))
+
+    def _judge(
+        self, state: HyperPrismState, last: Tensors, pull: Tensors, learner: Learner
+    ) -> dict[str, float]:
+        """Chain rule, -dL/dp of each layer group: how descent lies to what the degree changed."""
+        if self.frozen:
+            return {}
+        primal = self.gradient != "mirror"
+        descent = tmap(torch.sub, learner.params, last) if primal else tmap(torch.neg, pull)
+        group_of = groups(learner, self.groups)
+        if self._signal == "paper":
+            return {g: a.dot for g, a in alignments(descent, state.change, group_of).items()}
+        return verdicts(descent, state.change, group_of)
+
+    def _mix(
+        self,
+        learner: Learner,
+        inbox: Inbox,
+        degrees: Mapping[str, float],
+        pull: Tensors,
+        change: Tensors,
+    ) -> None:
+        group_of = groups(learner, self.groups)
+        per_tensor = {name: degrees[group] for name, group in group_of.items()}
+        if self.degree_at == "sender" or pull:
+            at_sender = {name: SENT + group for name, group in group_of.items()}
+            sent = at_sender if self.degree_at == "sender" else {}
+            mix_mapped(learner.params, inbox, per_tensor, sent, pull, change)
+        elif self._signal == "paper" or not change:
+            mix_power_mean(learner.params, inbox, per_tensor, change or None)
+        else:
+            mix_with_secant(learner.params, inbox, per_tensor, change)
+        if change and self._signal != "paper":
+            remove_scale(change, learner.params, group_of)
+
+    def _scalars(self, state: HyperPrismState, signal: Mapping[str, float]) -> dict[str, float]:
+        assert state.learned is not None
+        scalars = self._learned.scalars(state.learned)
+        if self._signal == "neighbourhood":
+            scalars |= {VERDICT + group: c for group, c in signal.items()}
+        if self.degree_at == "sender":
+            scalars |= {SENT + group: p for group, p in state.degrees.items()}
+        return scalars
+
+    def _room(self, learner: Learner) -> Tensors:
+        """Room for what the degrees of the next mix change; none if nobody learns from it."""
+        if self.frozen:
+            return {}
+        return tmap(
+            lambda x: torch.empty_like(x, memory_format=torch.contiguous_format), learner.params
+        )
 
     @property
-    def _hypernet(self) -> HyperNet:
-        return HyperNet(p_max=self.p_max, rate=self.rate, memory=self.memory)
+    def _signal(self) -> Signal:
+        return self.signal or ("paper" if self.hypernet == "paper" else "neighbourhood")
 
     @property
-    def _start(self) -> dict[str, float]:
-        decision = self.p_max if self.start_decision is None else self.start_decision
-        return {"representation": self.start_representation, "decision": decision}
+    def _learned(self) -> LearnedDegree:
+        return LearnedDegree(
+            network=make_network(self.hypernet, self.p_max, self.rate, self.memory),
+            p_max=self.p_max,
+            starts=self._starts,
+            grouping=self.groups,
+            odd=self.odd,
+            shared=self.shared,
+        )
+
+    @property
+    def _starts(self) -> dict[str, float | None]:
+        """First degrees by part; None: as the network is drawn."""
+        given = {"representation": self.start_representation, "decision": self.start_decision}
+        if self.frozen or self.hypernet == "paper":
+            return given
+        default = {"representation": 1.0, "decision": self.p_max}
+        return {part: default[part] if start is None else start for part, start in given.items()}
 
 
-def _scheduled_round(
-    schedule: DegreeSchedule, learner: Learner, links: Links
-) -> Generator[Outbox, Inbox, HyperPrismState]:
-    learner.train()
-    inbox = yield links.now.broadcast(Payload(learner.params))
-    degrees = {part: schedule(part, learner.round) for part in _parts(learner)}
-    per_tensor = {name: degrees[part] for name, part in learner.parts.items()}
-    mix_power_mean(learner.params, inbox, per_tensor)
-    return HyperPrismState(degrees=degrees)
-
-
-def _parts(learner: Learner) -> list[str]:
-    return sorted(set(learner.parts.values()))
-
-
-def cosines(
-    a: Mapping[str, Tensor], b: Mapping[str, Tensor], parts: Mapping[str, Part]
-) -> dict[str, float]:
-    """Cosine of the angle between a and b for each part; a part where one of them is 0 is left out.
-
-    Summed in float64; a part with values that are not finite is left out as well.
-    """
-    sums: dict[str, list[float]] = {}
-    for name, part in parts.items():
-        x, y = (t[name].detach().reshape(-1).double() for t in (a, b))
-        new = (torch.dot(x, y).item(), torch.dot(x, x).item(), torch.dot(y, y).item())
-        sums[part] = [old + term for old, term in zip(sums.get(part, [0.0] * 3), new, strict=True)]
-    found = {
-        part: dot / (math.sqrt(xx) * math.sqrt(yy) or math.inf)
-        for part, (dot, xx, yy) in sums.items()
-    }
-    return {part: c for part, c in sorted(found.items()) if c != 0 and math.isfinite(c)}
+def _scheduled(schedule: DegreeSchedule, learner: Learner, at_round: int) -> dict[str, float]:
+    return {part: schedule(part, at_round) for part in sorted(set(learner.parts.values()))}

@@ -41,10 +41,14 @@ TRAINING: list[tuple[str, Params]] = [
     ("allreduce", {}),
     ("hyperprism", {}),
     ("hyperprism", {"signal": "own", "p_max": 9.0}),
-    ("hyperprism", {"degree": 1.0}),
     ("hyperprism", {"degree": 9.0}),
     ("hyperprism", {"degree": {"representation": 1.0, "decision": 4.5}}),
     ("hyperprism", {"degree": {"start": 15.0, "end": 1.0, "time_constant": 2.0}}),
+    ("hyperprism", {"hypernet": "paper"}),
+    ("hyperprism", {"groups": "layers", "odd": True}),
+    ("hyperprism", {"degree_at": "sender"}),
+    ("hyperprism", {"frozen": True}),
+    ("hyperprism", {"shared": True, "hypernet": "paper"}),
     ("gradient_tracking", {"local": "training", "exchanges": 2}),
     ("swarm", {}),
     ("swarm", {"blocking": True}),
@@ -57,6 +61,9 @@ PUSHING: list[tuple[str, Params]] = [("sgp", {}), ("sgp", {"min_weight": 0.0})]
 """As above, but what is sent is gone: a lost message is no longer the sender's."""
 
 OWN_STEPS: list[tuple[str, Params]] = [
+    ("hyperprism", {"gradient": "mirror"}),
+    ("hyperprism", {"gradient": "both", "degree_at": "sender", "shared": True}),
+    ("hyperprism", {"gradient": "both", "degree": 3.0, "mirror_lr": 1e-3}),
     ("gradient_tracking", {}),
     ("gradient_tracking", {"exchanges": 2}),
     ("mudag", {}),
@@ -328,12 +335,12 @@ def test_states_can_be_checkpointed(name: str, params: Params) -> None:
 
 
 @every_strategy
-def test_reports_are_degrees_of_the_models_parts(name: str, params: Params) -> None:
+def test_reports_are_degrees_of_the_models_layer_groups(name: str, params: Params) -> None:
     strategy = make(name, params)
     done = run(strategy, draw_learners(), graph_for(strategy))
-    parts = {"representation", "decision"} if name == "hyperprism" else set()
+    parts = {"body", "head"} if "groups" in params else {"representation", "decision"}
     for report in (strategy.report(state) for state in done.states):
-        assert set(report) == parts
+        assert set(report) == (parts if name == "hyperprism" else set())
         assert all(1 <= value <= 15 for value in report.values())
 
 

@@ -26,6 +26,7 @@ WORDS = {
     Need.COLUMN_STOCHASTIC: "column stochastic",
     Need.COMPLETE: "complete",
     Need.SYNCHRONOUS: "synchronous",
+    Need.EVERY_MESSAGE: "every message",
 }
 
 

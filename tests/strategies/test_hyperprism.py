@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from p2p_dml.errors import ConfigError
+from p2p_dml.kernels.means import weighted_power_mean
 from p2p_dml.kernels.mirror import power_mean_slope
-from p2p_dml.strategies.hyperprism import HyperPrism, HyperPrismState, cosines
+from p2p_dml.strategies.hyperprism import HyperPrism, HyperPrismState
 from p2p_dml.tables import build
 from p2p_dml.types import Inbox, Neighbourhood, Part, Payload, Tensors
 
@@ -114,7 +116,7 @@ def test_the_default_is_a_learned_degree() -> None:
         ({"start_representation": 0.0}, r"strategy: representation: expected a degree from 1"),
         ({"rate": -1.0}, r"strategy: rate = -1\.0: expected"),
         ({"memory": 1.0}, r"strategy: memory = 1\.0: expected"),
-        ({"signal": "mine"}, r"strategy\.signal: .*'neighbourhood' or 'own'"),
+        ({"signal": "mine"}, r"strategy\.signal: .*'neighbourhood', 'own' or 'paper'"),
     ],
 )
 def test_a_bad_table_is_a_config_error_that_names_the_key(
@@ -145,8 +147,8 @@ def test_a_scheduled_degree_is_that_of_the_learners_round() -> None:
         assert strategy.report(state) == {"decision": degree, "representation": degree}
 
 
-def test_the_state_keeps_the_slope_at_the_mix() -> None:
-    strategy = HyperPrism(start_representation=4.0)
+def test_the_state_keeps_the_slope_at_the_mix_for_the_papers_signal() -> None:
+    strategy = HyperPrism(start_representation=4.0, signal="paper")
     learner = PushedLearner()
     models = [learner.params, draw(1), draw(2)]
     own = {name: x.clone() for name, x in models[0].items()}
@@ -154,7 +156,24 @@ def test_the_state_keeps_the_slope_at_the_mix() -> None:
     assert state.degrees["representation"] == pytest.approx(4.0)
     xs = [own["conv"], models[1]["conv"], models[2]["conv"]]
     expected = power_mean_slope(xs, [0.25, 0.25, 0.5], state.degrees["representation"])
-    assert torch.equal(state.slope["conv"], expected)
+    assert torch.equal(state.change["conv"], expected)
+
+
+@pytest.mark.parametrize(("degree", "probed"), [(1.0, 3.0), (2.0, 3.0), (4.0, 4.0)])
+def test_the_state_keeps_what_the_degree_changed_but_for_scale(
+    degree: float, probed: float
+) -> None:
+    strategy = HyperPrism(start_representation=degree)
+    learner = PushedLearner()
+    xs = [learner.params["conv"].clone(), draw(1)["conv"], draw(2)["conv"]]
+    state = play(strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
+    mean, ahead = (weighted_power_mean(xs, [0.25, 0.25, 0.5], p) for p in (1.0, probed))
+    mixed = learner.params["conv"]
+    assert torch.allclose(mixed, weighted_power_mean(xs, [0.25, 0.25, 0.5], degree), rtol=1e-12)
+    change = ahead - mean
+    change -= torch.dot(change, mixed) / torch.dot(mixed, mixed) * mixed
+    assert torch.allclose(state.change["conv"], change, atol=1e-12)
+    assert change.norm() > 0.01
 
 
 @pytest.mark.parametrize("signal", ["own", "neighbourhood"])
@@ -167,9 +186,9 @@ def test_a_degree_follows_the_descent_direction(
     )
     learner = PushedLearner()
     state = play(strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
-    # Everyone now moves along the slope of the decision part, and against it elsewhere.
+    # Training now goes where the decision part's degree went, and the other way elsewhere.
     learner.push = {
-        name: direction * (1 if part == "decision" else -1) * state.slope[name]
+        name: direction * (1 if part == "decision" else -1) * state.change[name]
         for name, part in PARTS.items()
     }
     ahead = {name: learner.w[name] + learner.push[name] for name in PARTS}
@@ -179,38 +198,38 @@ def test_a_degree_follows_the_descent_direction(
     assert after["representation"] == pytest.approx(5 * 2.718281828 ** (-0.1 * direction), rel=0.01)
 
 
-def test_the_signal_does_not_depend_on_the_size_of_the_step_or_the_model() -> None:
-    a, b = draw(1), draw(2)
-    scaled = cosines({n: 1e-6 * x for n, x in a.items()}, {n: 1e6 * x for n, x in b.items()}, PARTS)
-    assert scaled == pytest.approx(cosines(a, b, PARTS), rel=1e-12)
-
-
-def test_cosines_by_hand() -> None:
-    a = {"conv": torch.tensor([1.0, 0.0]), "fc.w": torch.tensor([3.0]), "fc.b": torch.tensor([4.0])}
-    b = {"conv": torch.tensor([1.0, 1.0]), "fc.w": torch.tensor([1.0]), "fc.b": torch.tensor([0.0])}
-    got = cosines(a, b, PARTS)
-    assert got == pytest.approx({"decision": 0.6, "representation": 0.5**0.5})
-
-
-@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
-def test_a_part_without_a_direction_gives_no_signal(bad: float) -> None:
-    a = draw(1) | {"conv": torch.full((40,), bad, dtype=torch.float64)}
-    assert set(cosines(a, draw(2), PARTS)) == {"decision"}
-    assert set(cosines(draw(2), a, PARTS)) == {"decision"}
-
-
-def test_an_isolated_round_leaves_the_network_alone() -> None:
+def test_a_mix_with_nobody_is_not_judged() -> None:
     strategy = HyperPrism()
     learner = PushedLearner(push=draw(5))
     state = play(strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
     alone = play(strategy, state, learner, {})
-    assert alone.net is state.net
-    assert alone.degrees == state.degrees
-    assert all((x == 0).all() for x in alone.slope.values())
+    assert all((x == 0).all() for x in alone.change.values())
+    after = play(strategy, alone, learner, {1: draw(1), 2: draw(2)})
+    assert alone.learned is not None
+    assert after.learned is not None
+    assert after.learned.net is alone.learned.net
+    assert after.degrees == alone.degrees
+
+
+def test_verdicts_travel_and_are_pooled() -> None:
+    strategy = HyperPrism(start_decision=5.0, rate=0.1)
+    learner = PushedLearner()
+    state = play(strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
+    learner.push = dict(state.change)  # a verdict of 1 on both parts
+    steps = strategy.round(state, learner, FixedLinks())
+    sent = next(steps)[1].scalars
+    assert sent == pytest.approx({"verdict/decision": 1.0, "verdict/representation": 1.0})
+    heard = {j: Payload(draw(j), {"verdict/decision": c}) for j, c in ((1, 0.5), (2, -0.25))}
+    with pytest.raises(StopIteration) as end:
+        steps.send(Inbox(HOOD, heard))
+    # Three verdicts on the decision part, one on the other; 3 % is for what the heads share.
+    after = end.value.value.degrees
+    assert math.log(after["decision"] / 5) == pytest.approx(0.1 * 1.25 / 3**0.5, rel=0.03)
+    assert math.log(after["representation"]) == pytest.approx(0.1, rel=0.03)
 
 
 def test_private_seeds_give_private_networks() -> None:
-    nets = [HyperPrism().init(PushedLearner(), seed).net for seed in (1, 1, 2)]
-    embeddings = [net.weights["embedding"] for net in nets if net is not None]
+    drawn = [HyperPrism().init(PushedLearner(), seed).learned for seed in (1, 1, 2)]
+    embeddings = [each.net.weights["embedding"] for each in drawn if each is not None]
     assert torch.equal(embeddings[0], embeddings[1])
     assert not torch.equal(embeddings[0], embeddings[2])
