@@ -23,10 +23,20 @@ from p2p_dml.errors import ConfigError
 from p2p_dml.events import Event
 from p2p_dml.kernels.mixing import RULES, is_doubly_stochastic, mixing_matrix
 from p2p_dml.learners import Fleet, FunctionLearner, SupervisedLearner, Training, obstacle
+from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
 from p2p_dml.models import build_model
+from p2p_dml.pace import PACES, Asynchronous, Clock, Pace, Slowness, draw_stragglers
 from p2p_dml.peer import LOOKAHEAD, LocalLearner, PeerLoop, Plan
 from p2p_dml.strategies import STRATEGIES
-from p2p_dml.types import AnyStrategy, LinkSchedule, MixingRule, Need, PeerId, Tensors
+from p2p_dml.types import (
+    AnyStrategy,
+    LinkSchedule,
+    Mailbox,
+    MixingRule,
+    Need,
+    PeerId,
+    Tensors,
+)
 
 Shards = Mapping[PeerId, NDArray[Any]]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -40,8 +50,29 @@ class Blueprint:
     schedule: LinkSchedule
     rule: MixingRule
     strategy: AnyStrategy
+    pace: Pace
     dataset: Dataset | None
     shards: Shards
+
+    @property
+    def stragglers(self) -> frozenset[PeerId]:
+        """Who is slow."""
+        config = self.config
+        return draw_stragglers(config.peers, config.stragglers.share, config.seed)
+
+    def slowness(self, me: PeerId) -> Slowness:
+        """How slow peer `me` is."""
+        stragglers = self.config.stragglers
+        factor = stragglers.factor if me in self.stragglers else 1.0
+        return Slowness(factor=factor, round_s=stragglers.round_s)
+
+    def mailbox(self, ahead: int) -> Mailbox:
+        """A mailbox for one peer; `ahead`: messages kept of a sender whose turn is yet to come."""
+        if not isinstance(self.pace, Asynchronous):
+            return TaggedMailbox(ahead)
+        if Need.EVERY_MESSAGE in self.strategy.needs:
+            return EveryMailbox()
+        return NewestMailbox(self.pace.max_age)
 
     def model(self) -> nn.Module:
         """A fresh model with the initial weights that all peers share."""
@@ -63,7 +94,8 @@ def blueprint(
     plugins.look_in(config.folder)
     schedule = schedule_of(config)
     rule = tables.choose(RULES, config.mixing, "mixing")
-    return Blueprint(config, schedule, rule, strategy_of(config), dataset, shards or {})
+    strategy, pace = strategy_of(config), pace_of(config)
+    return Blueprint(config, schedule, rule, strategy, pace, dataset, shards or {})
 
 
 def load_data(config: RunConfig) -> tuple[Dataset | None, Shards]:
@@ -93,6 +125,13 @@ def strategy_of(config: RunConfig) -> AnyStrategy:
         return tables.build(chosen, rest, "strategy")
     strategy: Any = plugins.call(name, rest, "strategy")
     return strategy  # type: ignore[no-any-return]
+
+
+def pace_of(config: RunConfig) -> Pace:
+    """The pace of a run."""
+    name, rest = plugins.take_name(config.pace, "pace")
+    chosen: Callable[..., Pace] = tables.choose(PACES, name, "pace.name")
+    return tables.build(chosen, rest, "pace")
 
 
 def model_of(config: RunConfig, dataset: Dataset | None) -> nn.Module:
@@ -184,8 +223,9 @@ def loop_of(
     run: Path,
     on_event: Callable[[Event], None],
     memory: Callable[[], tuple[float, float]] | None = None,
+    clock: Clock | None = None,
 ) -> PeerLoop:
-    """The rounds of peer `me`, with checkpoints going to the run folder."""
+    """The rounds of peer `me`, with checkpoints going to the run folder; `clock`: None = wall."""
     config, strategy = shared.config, shared.strategy
 
     def save_state(round_: int, model: Tensors, state: object) -> str:
@@ -195,6 +235,9 @@ def loop_of(
     plan = Plan(
         rounds=config.rounds,
         seed=config.private_seed(me, "strategy"),
+        duration_s=config.duration_s,
+        slowness=shared.slowness(me),
+        waits=shared.pace.waits,
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
         min_neighbours=config.min_neighbours,
@@ -202,7 +245,15 @@ def loop_of(
     )
     walk = links.Walk(shared.schedule, shared.rule, me, config.seed, strategy.exchanges)
     return PeerLoop(
-        me, strategy, learner, walk, plan, on_event=on_event, save=save_state, memory=memory
+        me,
+        strategy,
+        learner,
+        walk,
+        plan,
+        on_event=on_event,
+        save=save_state,
+        memory=memory,
+        clock=clock,
     )
 
 
@@ -223,6 +274,7 @@ def check_needs(shared: Blueprint) -> None:
     Raises ConfigError naming the need, what was found and what to change.
     """
     config = shared.config
+    check_pace(shared)
     graphs = [shared.schedule(tick) for tick in range(LOOKAHEAD)]
     symmetric = all(graph.is_symmetric for graph in graphs)
     if config.mixing == "metropolis" and not symmetric:
@@ -237,7 +289,8 @@ def check_needs(shared: Blueprint) -> None:
         Need.COLUMN_STOCHASTIC: config.mixing in ("metropolis", "push_uniform"),
         Need.STATIC: all(graph == graphs[0] for graph in graphs),
         Need.COMPLETE: all(graph.is_complete for graph in graphs),
-        Need.SYNCHRONOUS: True,
+        Need.SYNCHRONOUS: True,  # else `check_pace` has refused it
+        Need.EVERY_MESSAGE: True,
     }
     for need in shared.strategy.needs:
         if not found[need]:
@@ -253,5 +306,21 @@ _FIXES = {
     Need.COLUMN_STOCHASTIC: 'set mixing = "push_uniform"',
     Need.STATIC: "choose links that do not change, such as ring",
     Need.COMPLETE: 'set links = "complete"',
-    Need.SYNCHRONOUS: "run in synchronous rounds",
 }
+
+
+def check_pace(shared: Blueprint) -> None:
+    """Hold the strategy against asynchronous rounds; ConfigError saying what to do instead."""
+    if shared.pace.waits:
+        return
+    name, advice = shared.config.strategy.get("name"), 'set pace = "synchronous"'
+    if Need.SYNCHRONOUS in shared.strategy.needs:
+        raise ConfigError(
+            f"strategy {name!r} needs {Need.SYNCHRONOUS.value}, and pace is asynchronous; "
+            f"{advice}, or choose another strategy, such as dpsgd, hyperprism or sgp"
+        )
+    if shared.strategy.exchanges > 1:
+        raise ConfigError(
+            f"strategy {name!r} has {shared.strategy.exchanges} exchanges in a round, each built "
+            f"on the one before; asynchronous rounds have one; {advice} or exchanges = 1"
+        )

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.table import Table
 
 from p2p_dml import __version__
 from p2p_dml.errors import ExitCode, P2PError, StorageError
+
+if TYPE_CHECKING:
+    from p2p_dml.config import RunConfig
 
 app = typer.Typer(
     help="Peer-to-peer training without a server, over links that come and go.",
@@ -78,7 +81,7 @@ def run(file: RunFile, set_: Override = None, out: Out = None, quiet: Quiet = Fa
 
     console = Console()
     settings = config.load(file, set_ or [])
-    with _Watch(settings.peers, settings.rounds, console, quiet) as watch:
+    with _Watch(settings, console, quiet) as watch:
         outcome = local.run(settings, out, watch.begin)
     if outcome.verdict:
         _complain(outcome.verdict)
@@ -112,7 +115,7 @@ def simulate(
 
     console = Console()
     settings = config.load(file, set_ or [])
-    with _Watch(settings.peers, settings.rounds, console, quiet) as watch:
+    with _Watch(settings, console, quiet) as watch:
         outcome = simulated.simulate(
             settings,
             out,
@@ -252,8 +255,8 @@ def data_fetch(
 class _Watch:
     """The live view of a run, or nothing with --quiet; closed whatever happens."""
 
-    def __init__(self, peers: int, rounds: int, console: Console, quiet: bool) -> None:
-        self._sizes = peers, rounds
+    def __init__(self, settings: RunConfig, console: Console, quiet: bool) -> None:
+        self._settings = settings
         self._console = console
         self._quiet = quiet
         self._close: Callable[[], None] = lambda: None
@@ -271,7 +274,10 @@ class _Watch:
 
         if self._quiet:
             return lambda: None
-        view = LiveView(folder, *self._sizes, self._console, started)
+        run = self._settings
+        view = LiveView(
+            folder, run.peers, run.rounds, self._console, started, duration_s=run.duration_s
+        )
         self._close = view.close
 
         def update() -> None:

@@ -57,6 +57,21 @@ class TransportConfig(_Section):
     max_message_bytes: int = Field(1 << 30, ge=1 << 10, description="larger ones are refused")
 
 
+class StragglersConfig(_Section):
+    """Slowness that is emulated: local work is followed by a pause, so it takes no computing."""
+
+    share: float = Field(0.0, ge=0, le=1, description="of the peers are slow, drawn by the seed")
+    factor: float = Field(5.0, ge=1, description="their local work takes so many times as long")
+    round_s: float = Field(
+        0.0, ge=0, description="least seconds of a normal peer's local work in a round"
+    )
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether anyone pauses."""
+        return bool(self.share or self.round_s)
+
+
 class RunConfig(_Section):
     """A whole run. `folder` (not part of the file) is where relative paths start."""
 
@@ -68,6 +83,13 @@ class RunConfig(_Section):
     threads: int = Field(1, ge=1, description="torch threads per peer")
     strategy: Table = Field(description="what is sent and how it is combined: name, parameters")
     links: Table = Field(description="who talks to whom in a round: kind, parameters; or file")
+    pace: Table = Field(
+        {"name": "synchronous"}, description="whom a peer waits for: synchronous, asynchronous"
+    )
+    stragglers: StragglersConfig = Field(StragglersConfig(), description="who is slow, emulated")
+    duration_s: float | None = Field(
+        None, gt=0, description="a peer ends after the round in which this time is over"
+    )
     mixing: str = Field("metropolis", description="mixing rule: from a graph to weights")
     data: Table = Field({"name": "digits"}, description="data set: name, parameters")
     partition: Table = Field({"name": "iid"}, description="how the data are dealt to peers")
@@ -80,7 +102,7 @@ class RunConfig(_Section):
     transport: TransportConfig = Field(TransportConfig(), description="how messages travel")
     folder: Path = Field(Path(), exclude=True)
 
-    @field_validator("strategy", "data", "model", "partition", mode="before")
+    @field_validator("strategy", "data", "model", "partition", "pace", mode="before")
     @classmethod
     def _name_alone(cls, value: object) -> object:
         """`strategy = "dpsgd"` is short for `strategy = { name = "dpsgd" }`."""
@@ -169,6 +191,12 @@ def _map_files(table: Any, change: Callable[[str], str]) -> Any:
     }
 
 
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "transport": TransportConfig,
+    "stragglers": StragglersConfig,
+}
+
+
 def _keys(section: type[BaseModel]) -> list[str]:
     return [name for name, field in section.model_fields.items() if not field.exclude]
 
@@ -178,7 +206,7 @@ def _explain(error: Any, where: str) -> str:
     *parents, key = error["loc"]
     path = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        section = TransportConfig if parents == ["transport"] else RunConfig
+        section = _SECTIONS[parents[0]] if parents else RunConfig
         return f"{where}: {path}: unknown key; {nearest(str(key), _keys(section))}"
     if error["type"] == "missing":
         return f"{where}: {path}: missing; this key has no default"

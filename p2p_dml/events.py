@@ -48,8 +48,9 @@ class RoundDone:
     """One round is over.
 
     `bytes_out`/`bytes_in` are payload bytes. `neighbours` counts whom the peer should have heard,
-    `missing` those it did not (their weights sum to `lost_weight`, returned to self). `seconds`
-    holds the `PHASES`. `degrees` is what the strategy reports (HyperPrism: degree per layer group).
+    `missing` those it did not (their weights sum to `lost_weight`, returned to self). `age` is the
+    mean age in rounds of the models mixed, None where each is used once. `seconds` holds the
+    `PHASES`. `degrees` is what the strategy reports (HyperPrism: degree per layer group).
     """
 
     round: int
@@ -60,6 +61,7 @@ class RoundDone:
     missing: list[PeerId] = field(default_factory=list)
     late: int = 0
     lost_weight: float = 0.0
+    age: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     degrees: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The life of a peer: rounds of training, exchanging and mixing, free of sockets and clocks.
+"""The life of a peer: rounds of training, exchanging and mixing, free of sockets.
 
 `PeerLoop.run` is a generator, as a strategy's round is: it yields the next exchange and is sent
 what was delivered, and yields None when all of a round is mixed. `drive` runs it over a blocking
@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Protocol
 
 from torch import Tensor
@@ -28,12 +29,14 @@ from p2p_dml.events import (
 )
 from p2p_dml.kernels import sketch
 from p2p_dml.links import Walk
+from p2p_dml.pace import Clock, Slowness, WallClock
 from p2p_dml.tensors import mismatch
 from p2p_dml.types import (
     AnyStrategy,
     Inbox,
     Learner,
     Mail,
+    Need,
     Neighbourhood,
     Outbox,
     Part,
@@ -82,10 +85,17 @@ Save = Callable[[int, Tensors, object], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """How long to run and what to do on the way; `every` = 0 means only after the last round."""
+    """How long to run and what to do on the way; `every` = 0 means only after the last round.
+
+    `duration_s` ends the run earlier, after the round in which it is over. `waits` False: only the
+    dead and unreachable count where isolation is judged, not those of whom nothing came yet.
+    """
 
     rounds: int
     seed: int
+    duration_s: float | None = None
+    slowness: Slowness = field(default_factory=Slowness)
+    waits: bool = True
     evaluate_every: int = 1
     checkpoint_every: int = 0
     min_neighbours: int = 1
@@ -123,12 +133,13 @@ class _Tally:
     missing: set[PeerId] = field(default_factory=set)
     late: int = 0
     lost_weight: float = 0.0
+    ages: list[int] = field(default_factory=list)
 
 
 class _Meter:
     """The learner as a strategy sees it, with the time and loss of its training noted."""
 
-    def __init__(self, learner: LocalLearner, clock: Callable[[], float]) -> None:
+    def __init__(self, learner: LocalLearner, clock: Clock) -> None:
         self._learner = learner
         self._clock = clock
         self.seconds = 0.0
@@ -151,15 +162,15 @@ class _Meter:
         return self._learner.round
 
     def train(self) -> float:
-        begin = self._clock()
+        begin = self._clock.now()
         self.loss = self._learner.train()
-        self.seconds += self._clock() - begin
+        self.seconds += self._clock.now() - begin
         return self.loss
 
     def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        begin = self._clock()
+        begin = self._clock.now()
         gradient = self._learner.grad(at)
-        self.seconds += self._clock() - begin
+        self.seconds += self._clock.now() - begin
         return gradient
 
 
@@ -177,19 +188,19 @@ class PeerLoop:
         on_event: Callable[[Event], None],
         save: Save,
         memory: Callable[[], tuple[float, float]] | None = None,
-        clock: Callable[[], float] = time.perf_counter,
+        clock: Clock | None = None,
     ) -> None:
         self.me = me
         self.round = 0
         self._strategy = strategy
         self._learner = learner
-        self._meter = _Meter(learner, clock)
+        self._clock = clock or WallClock()
+        self._meter = _Meter(learner, self._clock)
         self._walk = walk
         self._plan = plan
         self._on_event = on_event
         self._save = save
         self._memory = memory
-        self._clock = clock
         self._tally = _Tally()
         self._isolated_rounds = 0
         self._stop = False
@@ -214,6 +225,7 @@ class PeerLoop:
         """
         state = self._strategy.init(self._meter, self._plan.seed)
         self._evaluate()
+        begin = self._clock.now()
         for round_ in range(1, self._plan.rounds + 1):
             self.round = round_
             self._tally = _Tally()
@@ -221,22 +233,27 @@ class PeerLoop:
             state = yield from self._round(state)
             yield None
             stopping = self._stop  # read once: a signal may come between here and the end
-            last = round_ == self._plan.rounds or stopping
+            last = round_ == self._plan.rounds or stopping or self._is_over(begin)
             if last or _is_due(round_, self._plan.evaluate_every):
                 self._evaluate()
             self._report(state)
             if last or _is_due(round_, self._plan.checkpoint_every):
                 file = self._save(round_, self._learner.state(), state)
                 self._on_event(Checkpointed(round_, file))
-            if stopping:
-                return ExitCode.STOPPED
+            if last:
+                return ExitCode.STOPPED if stopping else ExitCode.DONE
         return ExitCode.DONE
+
+    def _is_over(self, begin: float) -> bool:
+        duration_s = self._plan.duration_s
+        return duration_s is not None and self._clock.now() - begin >= duration_s
 
     def _round(self, state: object) -> Generator[Exchange, Delivery | None, object]:
         """One round of the strategy; its state changes only when the round is complete."""
         self._walk.seek(Tag(self.round))
         steps = self._strategy.round(state, self._meter, self._walk)
         outbox, state = self._advance(steps, None)
+        self._pause()
         while outbox is not None:
             tag, hood = self._walk.tag, self._walk.now
             upcoming = (
@@ -249,11 +266,19 @@ class PeerLoop:
             outbox, state = self._advance(steps, inbox)
         return state
 
+    def _pause(self) -> None:
+        """Let the time pass that a slower peer's local work would take."""
+        seconds = self._plan.slowness.pause_s(self._tally.seconds["train"])
+        if seconds > 0:
+            begin = self._clock.now()
+            self._clock.sleep(seconds)
+            self._tally.seconds["train"] += self._clock.now() - begin
+
     def _advance(
         self, steps: Generator[Outbox, Inbox, object], inbox: Inbox | None
     ) -> tuple[Outbox | None, object]:
         """Run the strategy to its next exchange (outbox) or its end (None and the new state)."""
-        begin, trained_s = self._clock(), self._meter.seconds
+        begin, trained_s = self._clock.now(), self._meter.seconds
         try:
             return (next(steps) if inbox is None else steps.send(inbox)), None
         except StopIteration as end:
@@ -261,7 +286,7 @@ class PeerLoop:
         finally:
             trained_s = self._meter.seconds - trained_s
             self._tally.seconds["train"] += trained_s
-            self._tally.seconds["mix"] += self._clock() - begin - trained_s
+            self._tally.seconds["mix"] += self._clock.now() - begin - trained_s
 
     def _inbox(self, hood: Neighbourhood, outbox: Outbox, delivery: Delivery) -> Inbox:
         """Keep what conforms to what this peer sent itself; the rest counts as missing."""
@@ -273,9 +298,11 @@ class PeerLoop:
                 good[sender] = payload
             else:
                 self._on_event(Rejected(sender, self.round, wrong))
-        if len(good) < min(self._plan.min_neighbours, len(hood.in_weights)):
+        reachable = len(good) + (0 if self._plan.waits else delivery.mail.silent)
+        if reachable < min(self._plan.min_neighbours, len(hood.in_weights)):
             self._note_isolation(len(good))
-            good = {}
+            if Need.EVERY_MESSAGE not in self._strategy.needs:
+                good = {}
         elif hood.in_weights:
             self._isolated_rounds = 0
         inbox = Inbox(hood, good, delivery.mail.late)
@@ -292,6 +319,8 @@ class PeerLoop:
         tally.missing.update(inbox.missing)
         tally.late += len(inbox.late)
         tally.lost_weight += sum(inbox.hood.in_weights[j] for j in inbox.missing)
+        ages = delivery.mail.ages
+        tally.ages += [ages[j] for j in inbox.messages if j in ages]
 
     def _note_isolation(self, heard: int) -> None:
         self._isolated_rounds += 1
@@ -304,9 +333,9 @@ class PeerLoop:
             )
 
     def _evaluate(self) -> None:
-        begin = self._clock()
+        begin = self._clock.now()
         metrics = self._learner.evaluate()
-        seconds = self._clock() - begin
+        seconds = self._clock.now() - begin
         self._tally.seconds["evaluate"] += seconds
         text = sketch.encode(sketch.sketch(self._learner.params, self._walk.seed))
         self._on_event(Evaluated(self.round, metrics.accuracy, metrics.loss, seconds, text))
@@ -323,6 +352,7 @@ class PeerLoop:
                 missing=sorted(tally.missing),
                 late=tally.late,
                 lost_weight=tally.lost_weight,
+                age=fmean(tally.ages) if tally.ages else None,
                 seconds=tally.seconds,
                 degrees=self._strategy.report(state),
                 metrics=self._learner.metrics,

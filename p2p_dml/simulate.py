@@ -1,12 +1,18 @@
-"""All peers in one process, in lock step: the bit-exact oracle of runs on real processes."""
+"""All peers in one process: in lock step, or each at its own pace on a clock of its own.
+
+In lock step this is the bit-exact oracle of synchronous runs on real processes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import heapq
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import final
 
 from p2p_dml.errors import ExitCode
+from p2p_dml.pace import VirtualClock
 from p2p_dml.peer import Delivery, Exchange, PeerLoop
-from p2p_dml.types import Transport
+from p2p_dml.types import PeerId, Transport
 
 Rounds = Generator[Exchange | None, Delivery | None, ExitCode]
 
@@ -14,13 +20,15 @@ Rounds = Generator[Exchange | None, Delivery | None, ExitCode]
 def lockstep(
     loops: Sequence[PeerLoop],
     transports: Sequence[Transport],
+    clocks: Sequence[VirtualClock] = (),
     on_exchange: Callable[[], None] = lambda: None,
 ) -> list[ExitCode]:
     """Run every peer's loop exchange by exchange; returns their exit codes, in order.
 
     Every peer posts an exchange before any collects it, so nothing ever waits and every run of the
     same configuration is the same bit for bit. All have mixed a round before any goes on, so that
-    what comes next can be computed for all of them at once.
+    what comes next can be computed for all of them at once. With `clocks`, one per peer, a peer's
+    clock waits for those of the neighbours it hears.
     """
     codes = [ExitCode.DONE] * len(loops)
     rounds = [loop.run() for loop in loops]
@@ -38,12 +46,81 @@ def lockstep(
             waiting.append(i)
             if step is not None:
                 exchanges[i] = step, transports[i].post(step.tag, step.outbox)
+        posted = {i: clocks[i].now() for i in exchanges} if clocks else {}
         for i, (exchange, bytes_out) in exchanges.items():
             mail = transports[i].collect(exchange.tag, exchange.senders, 0.0)
-            deliveries[i] = Delivery(mail, bytes_out)
+            wait_s = _wait(clocks[i], posted, exchange.senders) if clocks else 0.0
+            deliveries[i] = Delivery(mail, bytes_out, wait_s=wait_s)
         running = waiting
         on_exchange()
     return codes
+
+
+def free_running(
+    loops: Sequence[PeerLoop],
+    transports: Sequence[Transport],
+    clocks: Sequence[VirtualClock],
+    on_exchange: Callable[[], None] = lambda: None,
+) -> list[ExitCode]:
+    """Run every peer's loop at the pace of its clock; returns their exit codes, in order.
+
+    What happens next is what is next in time; messages take none. At equal times all peers post
+    before any collects, and go in order: every run is the same bit for bit, and peers of equal pace
+    do what they do in lock step.
+    """
+    agenda = _Agenda(loops, clocks)
+    while due := agenda.due():
+        exchanges = {i: exchange for i, exchange in due.items() if exchange is not None}
+        sent = {i: transports[i].post(each.tag, each.outbox) for i, each in exchanges.items()}
+        for i, exchange in due.items():
+            delivery = None
+            if exchange is not None:
+                mail = transports[i].collect(exchange.tag, exchange.senders, 0.0)
+                delivery = Delivery(mail, sent[i])
+            if not agenda.go_on(i, delivery):
+                transports[i].close()
+        on_exchange()
+    return agenda.codes
+
+
+@final
+class _Agenda:
+    """What each peer does next, and when."""
+
+    def __init__(self, loops: Sequence[PeerLoop], clocks: Sequence[VirtualClock]) -> None:
+        self.codes = [ExitCode.DONE] * len(loops)
+        self._rounds = [loop.run() for loop in loops]
+        self._clocks = clocks
+        self._next: dict[int, Exchange | None] = {}
+        self._times: list[tuple[float, int]] = []
+        for i in range(len(loops)):
+            self.go_on(i, None)
+
+    def due(self) -> dict[int, Exchange | None]:
+        """What the peers do that are next in time, ascending; empty at the end."""
+        first = self._times[0][0] if self._times else 0.0
+        peers = []
+        while self._times and self._times[0][0] == first:
+            peers.append(heapq.heappop(self._times)[1])
+        return {i: self._next[i] for i in peers}
+
+    def go_on(self, i: int, delivery: Delivery | None) -> bool:
+        """Let a peer run to its next exchange; False if it has finished."""
+        step = _advance(self._rounds[i], delivery)
+        if isinstance(step, ExitCode):
+            self.codes[i] = step
+            return False
+        self._next[i] = step
+        heapq.heappush(self._times, (self._clocks[i].now(), i))
+        return True
+
+
+def _wait(clock: VirtualClock, posted: Mapping[int, float], senders: Sequence[PeerId]) -> float:
+    """Let a clock wait for what its senders have posted; returns the seconds."""
+    last = max((posted[j] for j in senders if j in posted), default=0.0)
+    seconds = max(0.0, last - clock.now())
+    clock.sleep(seconds)
+    return seconds
 
 
 def _advance(rounds: Rounds, delivery: Delivery | None) -> Exchange | ExitCode | None:

@@ -27,6 +27,7 @@ class Need(Enum):
     STATIC = "a graph that never changes"
     COMPLETE = "a complete graph in every round"
     SYNCHRONOUS = "synchronous rounds"
+    EVERY_MESSAGE = "every message exactly once, in asynchronous rounds too"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +121,17 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """What a transport collected for one exchange; `num_bytes` of payload came in."""
+    """What a transport collected for one exchange; `num_bytes` of payload came in.
+
+    `ages`: rounds since each payload on time came, where payloads are used again (asynchronous
+    rounds). `silent`: senders of whom there is none, though they are connected or have finished.
+    """
 
     on_time: Mapping[PeerId, Payload]
     late: Sequence[Message] = ()
     num_bytes: int = 0
+    ages: Mapping[PeerId, int] = field(default_factory=dict)
+    silent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +249,33 @@ class Strategy(Protocol[S]):
 AnyStrategy = Strategy[Any]
 
 
+class Mailbox(Protocol):
+    """Keeps what has come to one peer until it is collected; where rounds differ in pace.
+
+    Pure: no sockets, no clock. Calls go begin, put …, absent, put …, take in each exchange.
+    """
+
+    def begin(self, tag: Tag) -> None:
+        """Messages of `tag` are now due."""
+        ...
+
+    def put(self, message: Message, num_bytes: int) -> str | None:
+        """Keep a message; says why if it is refused."""
+        ...
+
+    def absent(self, senders: Iterable[PeerId]) -> list[PeerId]:
+        """Those of `senders` to wait for: empty if this peer waits for nobody."""
+        ...
+
+    def take(self, senders: Sequence[PeerId]) -> Mail:
+        """What is due from `senders`, ascending, and whatever came too late."""
+        ...
+
+    def left(self, peer: PeerId) -> None:
+        """`peer` has finished: nothing newer will come of it."""
+        ...
+
+
 class Transport(Protocol):
     """Moves payloads between peers. One instance per peer; used from one thread."""
 
@@ -262,7 +296,10 @@ class Transport(Protocol):
         ...
 
     def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
-        """Wait for the messages of `tag` from those of `senders` that are alive."""
+        """What there is for `tag`; waits for those of `senders` that are alive and awaited.
+
+        Whom a peer awaits, and what of older messages it is given, its `Mailbox` says.
+        """
         ...
 
     def close(self) -> None:

@@ -28,6 +28,8 @@ def run_file(tmp_path: Path) -> Path:
 
 def test_names_alone_are_short_for_tables() -> None:
     run = parsed(data="mnist", model="mlp", partition="iid", train="own.module:function")
+    assert parsed(pace="asynchronous").pace == {"name": "asynchronous"}
+    assert parsed().pace == {"name": "synchronous"}
     assert (run.strategy, run.data, run.model) == (
         {"name": "dpsgd"},
         {"name": "mnist"},
@@ -73,6 +75,15 @@ MISTAKES: list[tuple[dict[str, object], str]] = [
     ({"transport": {"linger_s": -0.5}}, "run: transport.linger_s: input should be greater than or"),
     ({"transport": {"addresses": [1]}}, "transport.addresses.0: input should be a valid string;"),
     ({"transport": {"startup_s": "60"}}, "transport.startup_s: input should be a valid number; f"),
+    (
+        {"stragglers": {"shares": 0.2}},
+        "stragglers.shares: unknown key; did you mean 'share'? valid: factor, round_s, share",
+    ),
+    ({"stragglers": {"share": 1.5}}, "stragglers.share: input should be less than or equal to 1;"),
+    ({"stragglers": {"factor": 0.5}}, "stragglers.factor: input should be greater than or equal"),
+    ({"stragglers": {"round_s": -1}}, "stragglers.round_s: input should be greater than or equal"),
+    ({"duration_s": 0}, "run: duration_s: input should be greater than 0; found int 0"),
+    ({"pace": 5}, "run: pace: input should be a valid dictionary; found int 5"),
 ]
 
 
@@ -189,6 +200,9 @@ FULL: dict[str, object] = {
     "strategy": {"name": "hyperprism", "degree": [1.0, 9.5], "nested": {"deep": {"x": True}}},
     "train": {"lr": 1e-30, "epochs": 3},
     "transport": {"addresses": ["tcp://a:1", "tcp://b:2"], "startup_s": 1.5},
+    "pace": {"name": "asynchronous", "max_age": 7},
+    "stragglers": {"share": 0.25, "factor": 3.0, "round_s": 0.1},
+    "duration_s": 60.0,
 }
 
 
@@ -244,6 +258,9 @@ def test_what_a_host_may_choose_is_not_canonical(changes: dict[str, object]) -> 
         {"partition": {"name": "dirichlet", "alpha": 0.1}},
         {"model": "mlp"},
         {"train": {"lr": 0.5}},
+        {"pace": "asynchronous"},
+        {"stragglers": {"share": 0.5}},
+        {"duration_s": 5.0},
     ],
 )
 def test_what_peers_must_agree_on_is_canonical(changes: dict[str, object]) -> None:
@@ -278,6 +295,6 @@ def test_private_seeds_differ_and_repeat() -> None:
 
 
 def test_every_key_has_its_manual() -> None:
-    for section in (RunConfig, config.TransportConfig):
+    for section in (RunConfig, config.TransportConfig, config.StragglersConfig):
         for name, field in section.model_fields.items():
             assert field.exclude or field.description, name

@@ -17,7 +17,7 @@ LEVELS = (
     ("types", "errors", "tensors", "tables"),
     ("kernels", "links", "plugins"),
     ("strategies", "hypernet"),
-    ("wire", "events", "config", "liveness"),
+    ("wire", "events", "config", "liveness", "mailbox", "pace"),
     ("peer", "simulate", "checkpoint"),
     ("transports", "learners", "data", "models"),
     ("assemble",),
@@ -32,6 +32,7 @@ NEVER = [
     ("links", {"zmq", "socket", "time", "torch.distributed", "random"}),
     ("transports", {"p2p_dml.models", "p2p_dml.learners", "p2p_dml.strategies", "p2p_dml.data"}),
     ("peer", {"zmq", "socket", "p2p_dml.transports"}),
+    ("mailbox", {"zmq", "socket", "time"}),
 ]
 """(top-level module, what it never imports)."""
 

@@ -34,14 +34,28 @@ def choose(out: Path | None, run: RunConfig) -> Path:
     return next(path for path in candidates if not path.exists())
 
 
-def create(path: Path, shared: Blueprint, model: nn.Module, mode: str, started: float) -> None:
-    """Write `run.toml` and `run.json`; StorageError, and no new folder left, if it cannot."""
+def create(
+    path: Path,
+    shared: Blueprint,
+    model: nn.Module,
+    mode: str,
+    started: float,
+    *,
+    is_virtual: bool = False,
+) -> None:
+    """Write `run.toml` and `run.json`; StorageError, and no new folder left, if it cannot.
+
+    `is_virtual`: the times of all events are those of virtual clocks.
+    """
     facts = {
         "name": shared.config.name,
         "digest": shared.digest(model).hex(),
         "version": __version__,
         "command": shlex.join(["p2p-dml", *sys.argv[1:]]),
         "mode": mode,
+        "pace": shared.config.pace["name"],
+        "stragglers": sorted(shared.stragglers),
+        "clock": "virtual" if is_virtual else "wall",
         "host": platform.node(),
         "started": started,
         "strategy": shared.config.strategy.get("name"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -29,10 +30,12 @@ from p2p_dml.launchers import folder
 from p2p_dml.launchers.local import Outcome
 from p2p_dml.launchers.process import keep_freed_memory, on_stop_signals
 from p2p_dml.learners import drawback
+from p2p_dml.pace import VirtualClock
 from p2p_dml.peer import LocalLearner, PeerLoop
-from p2p_dml.simulate import lockstep
+from p2p_dml.simulate import free_running, lockstep
 from p2p_dml.tensors import num_elements
 from p2p_dml.transports.memory import Hub, MemoryTransport
+from p2p_dml.types import PeerId
 
 
 class _Learner(LocalLearner, Protocol):
@@ -53,9 +56,13 @@ def simulate(
 ) -> Outcome:
     """Run all peers in lock step; the same results and run folder as on processes.
 
+    Asynchronous rounds and emulated stragglers go by virtual clocks, on which only local work takes
+    time; the times of all events are theirs.
+
     `batched`: train all peers as one computation, several times faster, equal to processes to
     rounding; False: one after another, equal bit for bit; None: batched where that can be and
-    is faster. `say` is told which in one line. Raises ConfigError if True cannot be had.
+    is faster. `say` is told which in one line. Raises ConfigError if True cannot be had, or if
+    virtual time has no length.
 
     The first SIGINT or SIGTERM lets the round finish and saves it. What ends one peer ends the
     simulation: a P2PError, after a last line in every log.
@@ -65,21 +72,23 @@ def simulate(
     torch.set_num_threads(config.threads)
     shared = blueprint(config, *load_data(config))
     model = check_all(shared)
+    clocks = _virtual_clocks(shared)
     learners = _learners(shared, _device(device), batched, say)
-    folder.create(path, shared, model, "simulate", started)
+    folder.create(path, shared, model, "simulate", started, is_virtual=bool(clocks))
     digest, hub = shared.digest(model), Hub()
     with ExitStack() as stack:
-        logs = [EventLog(event_file(path, peer), peer) for peer in range(config.peers)]
+        logs = [_log(path, peer, started, clocks) for peer in range(config.peers)]
         for log in logs:
             stack.callback(log.close)
         loops = [
-            _loop(shared, learner, digest, path, log, started)
+            _loop(shared, learner, digest, path, log, started, clocks)
             for learner, log in zip(learners, logs, strict=True)
         ]
-        transports = [MemoryTransport(loop.me, hub) for loop in loops]
+        transports = [MemoryTransport(p.me, hub, shared.mailbox(sys.maxsize)) for p in loops]
+        run = lockstep if shared.pace.waits else free_running
         try:
             with on_stop_signals(lambda: _stop(loops)):
-                codes = lockstep(loops, transports, watch(path, started))
+                codes = run(loops, transports, clocks, watch(path, started))
         except P2PError as error:
             for loop, log in zip(loops, logs, strict=True):
                 log.write(Finished(loop.round, error.exit_code, str(error)))
@@ -87,6 +96,28 @@ def simulate(
         for loop, log, code in zip(loops, logs, codes, strict=True):
             log.write(Finished(loop.round, code))
     return Outcome(path, {me: int(code) for me, code in enumerate(codes)})
+
+
+def _virtual_clocks(shared: Blueprint) -> Sequence[VirtualClock]:
+    """A clock for each peer, or none if all go by the wall.
+
+    Raises ConfigError if a round would take no time.
+    """
+    stragglers = shared.config.stragglers
+    if shared.pace.waits and not stragglers.is_emulated:
+        return []
+    if not stragglers.round_s:
+        raise ConfigError(
+            "stragglers.round_s: missing; a simulation of peers that differ in pace goes by "
+            "virtual time, in which only local work takes any: expected its seconds per round, "
+            "such as 1.0"
+        )
+    return [VirtualClock() for _ in range(shared.config.peers)]
+
+
+def _log(path: Path, me: PeerId, started: float, clocks: Sequence[VirtualClock]) -> EventLog:
+    now = (lambda: started + clocks[me].now()) if clocks else time.time
+    return EventLog(event_file(path, me), me, now)
 
 
 def _learners(
@@ -97,7 +128,7 @@ def _learners(
 ) -> Sequence[_Learner]:
     if batched is not False:
         model = shared.model().to(device)
-        obstacle = why_alone(shared, model)
+        obstacle = why_alone(shared, model) if shared.pace.waits else "each has a pace of its own"
         reason = obstacle or (None if batched else drawback(model))
         if reason is None:
             keep_freed_memory()
@@ -126,14 +157,16 @@ def _loop(
     path: Path,
     log: EventLog,
     started: float,
+    clocks: Sequence[VirtualClock],
 ) -> PeerLoop:
     """The loop of one peer, whose log gets its first lines."""
     me = log.peer
     counts = data.class_counts(shared.dataset, shared.shards[me]) if shared.dataset else []
     parameters = num_elements(learner.params)
     log.write(Started(os.getpid(), 0, "memory", parameters, learner.num_samples, counts))
-    log.write(Joined(time.time() - started))
-    return loop_of(shared, learner, me, digest, path, log.write)
+    log.write(Joined(0.0 if clocks else time.time() - started))
+    clock = clocks[me] if clocks else None
+    return loop_of(shared, learner, me, digest, path, log.write, clock=clock)
 
 
 def _stop(loops: Iterable[PeerLoop]) -> None:

@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from p2p_dml.learners import FunctionLearner, SupervisedLearner
 from p2p_dml.peer import PeerLoop, drive
 from p2p_dml.tensors import num_bytes, num_elements
 from p2p_dml.transports.zeromq import Limits, ZeroMQTransport
-from p2p_dml.types import PeerId
+from p2p_dml.types import Need, PeerId
 
 AnyLearner = SupervisedLearner | FunctionLearner
 Introduce = Callable[[str], Mapping[PeerId, str]]
@@ -183,9 +183,9 @@ def run_peer(
     torch.set_num_threads(parts.config.threads)
     digest, incarnation = parts.digest(learner.module), secrets.randbits(62)
     before_log: list[Event] = []
-    transport = ZeroMQTransport(
-        me, bind, digest, incarnation, limits_of(parts.config), before_log.append
-    )
+    limits = limits_of(parts)
+    mailbox = parts.mailbox(limits.queue_messages)
+    transport = ZeroMQTransport(me, bind, digest, incarnation, limits, before_log.append, mailbox)
     try:
         # The log opens after the bind: a second peer with this id fails before it writes a line.
         with closing(EventLog(event_file(run, me), me)) as log:
@@ -234,10 +234,19 @@ def _in_words(error: Exception) -> str:
     return f"bug, please report it with the log: {type(error).__name__}: {error}"
 
 
-def limits_of(config: RunConfig) -> Limits:
-    """The `[transport]` table as the transport's limits."""
-    names = {field.name for field in fields(Limits)} - {"heartbeat_s"}
-    return Limits(**config.transport.model_dump(include=names), heartbeat_s=config.heartbeat_s)
+def limits_of(parts: Blueprint) -> Limits:
+    """The `[transport]` table as the transport's limits.
+
+    Who is not waited for may be overrun: then the newest message, or every one that there is room
+    for, is kept until it can be sent.
+    """
+    config = parts.config
+    names = {field.name for field in fields(Limits)} - {"heartbeat_s", "resend"}
+    limits = Limits(**config.transport.model_dump(include=names), heartbeat_s=config.heartbeat_s)
+    if parts.pace.waits:
+        return limits
+    is_every = Need.EVERY_MESSAGE in parts.strategy.needs
+    return replace(limits, resend=limits.queue_messages if is_every else 1)
 
 
 def _started(

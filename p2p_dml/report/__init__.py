@@ -14,6 +14,7 @@ from rich.table import Table
 from p2p_dml.errors import ConfigError
 from p2p_dml.report._figures import run_labels
 from p2p_dml.report._files import write_whole
+from p2p_dml.report._timeline import measure_timeline
 from p2p_dml.report._units import clock, digits, human_bytes, plural
 from p2p_dml.report._values import Curve, Picture, Run, Summary
 from p2p_dml.report.live import LiveView
@@ -45,7 +46,7 @@ _MAX_DRAWN_TICKS = 100
 
 
 def write(run: Path, schedule: LinkSchedule | None = None) -> Path:
-    """Write summary.json, curve.csv, plots/*.png and report.html; returns the page's path.
+    """Write summary.json, the curves, plots/*.png and report.html; returns the page's path.
 
     `schedule` adds the picture of the graph. Raises ConfigError if `run` is not a run folder and
     StorageError if it cannot be written; no file is ever left half written.
@@ -56,10 +57,12 @@ def write(run: Path, schedule: LinkSchedule | None = None) -> Path:
 
     recorded = load(run)
     curve = measure_curve(recorded)
+    timeline = measure_timeline(recorded)
     summary = summarise(recorded, curve)
     write_whole(run / "summary.json", summary_json(summary).encode())
     write_whole(run / "curve.csv", curve_csv(curve).encode())
-    pictures = run_pictures(recorded, curve)
+    write_whole(run / "timeline.csv", curve_csv(timeline).encode())
+    pictures = run_pictures(recorded, curve, timeline)
     if schedule is not None:
         pictures.append(_graph_picture(schedule, recorded))
     _write_pictures(run / "plots", pictures)
@@ -87,7 +90,8 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         label: np.array([summary.seconds[phase] for phase in PHASES])
         for label, summary in summaries.items()
     }
-    pictures = [*curve_pictures(curves), *phase_pictures(seconds, "run")]
+    timelines = {label: measure_timeline(run) for label, run in recorded.items()}
+    pictures = [*curve_pictures(curves, timelines), *phase_pictures(seconds, "run")]
     _write_pictures(out / "plots", pictures)
     page = out / "compare.html"
     together = {label: (recorded[label], summaries[label]) for label in recorded}

@@ -21,24 +21,51 @@ from p2p_dml.report._values import LostPeer, Spread, Summary
 
 def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
     """(name, value, remark) of the figures that a reader wants first."""
-    best = ABSENT
-    if summary.best_accuracy is not None:
-        best = f"best {percent(summary.best_accuracy)} after round {summary.best_round}"
     return [
-        ("accuracy", spread(summary.accuracy), best if summary.accuracy else ""),
+        *_pace(summary),
+        ("accuracy", spread(summary.accuracy), _best(summary) if summary.accuracy else ""),
         ("test loss", digits(summary.loss_mean), f"training {digits(summary.train_loss_mean)}"),
         ("consensus distance", digits(summary.consensus_distance), "peers' models to their mean"),
         (
             "wall time",
             human_seconds(summary.wall_s),
-            f"{human_seconds(summary.startup_s)} start-up",
+            "by virtual clocks"
+            if summary.clock == "virtual"
+            else f"{human_seconds(summary.startup_s)} start-up",
         ),
         ("sent", human_bytes(summary.bytes_out_total), f"{per_peer(summary)} per peer"),
         ("memory per peer", _megabytes(summary.pss_mb_median), "median proportional set size"),
-        ("time by phase", phase_shares(summary.seconds), "mean over the peers"),
+        ("time by phase", phase_shares(summary.seconds), _waiting(summary)),
         ("messages missing", count(summary.missing_messages), irregularities(summary)),
         ("peers finished", f"{summary.peers_finished} of {summary.peers}", ending(summary)),
     ]
+
+
+def _pace(summary: Summary) -> list[tuple[str, str, str]]:
+    """The pace, if it is not that of most runs."""
+    slow, remarks = len(summary.stragglers), []
+    if summary.pace == "synchronous" and not slow:
+        return []
+    if slow:
+        remarks.append(plural(slow, "straggler"))
+    if summary.age_mean is not None:
+        remarks.append(f"models mixed {digits(summary.age_mean)} rounds old")
+    return [("pace", summary.pace, ", ".join(remarks))]
+
+
+def _best(summary: Summary) -> str:
+    if summary.best_accuracy is None:
+        return ABSENT
+    best = f"best {percent(summary.best_accuracy)}"
+    if summary.best_round is None:
+        return f"{best} after {human_seconds(summary.best_s)}"
+    return f"{best} after round {summary.best_round}"
+
+
+def _waiting(summary: Summary) -> str:
+    share = summary.wait_share
+    most = f"; waiting {percent(share.max)} at most" if share else ""
+    return "mean over the peers" + most
 
 
 def compare_row(label: str, summary: Summary) -> dict[str, str]:
@@ -47,6 +74,7 @@ def compare_row(label: str, summary: Summary) -> dict[str, str]:
     return {
         "run": label,
         "strategy": summary.strategy,
+        "pace": summary.pace,
         "peers": str(summary.peers),
         "rounds": f"{summary.rounds_done.max}",
         "accuracy": mean,

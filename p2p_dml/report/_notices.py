@@ -21,6 +21,7 @@ _TRAIN = PHASES.index("train")
 def notices(run: Run, summary: Summary) -> list[str]:
     """Losses, deaths, returns, rejections, isolation, stragglers; at most 50 sentences."""
     found = [
+        *_emulated(run),
         *map(lost_sentence, summary.lost),
         *_reported(run, "dead", "declared dead"),
         *_returns(run),
@@ -31,6 +32,13 @@ def notices(run: Run, summary: Summary) -> list[str]:
     ]
     more = len(found) - _MAX_NOTICES
     return found if more <= 0 else [*found[:_MAX_NOTICES], f"… and {more} more"]
+
+
+def _emulated(run: Run) -> list[str]:
+    slow = run.meta.stragglers
+    return [f"slow on purpose, as [stragglers] says: peers {', '.join(map(str, slow))}"] * bool(
+        slow
+    )
 
 
 def _grouped(run: Run, event: str, *keys: str) -> list[tuple[tuple[Hashable, ...], list[Line]]]:

@@ -27,13 +27,19 @@ Fate = Literal["finished", "stopped", "lost"]
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Meta:
-    """`run.json`: what was run, by which command, when (`started`: seconds since the epoch)."""
+    """`run.json`: what was run, by which command, when (`started`: seconds since the epoch).
+
+    `clock` is "wall" or, of simulations at the pace of each peer, "virtual".
+    """
 
     name: str
     digest: str
     version: str
     command: str
     mode: str
+    pace: str
+    stragglers: tuple[PeerId, ...]
+    clock: str
     host: str
     started: float
     strategy: str
@@ -49,8 +55,9 @@ class Meta:
 class Rounds:
     """One peer's finished rounds, in the order they were written; each array is [r].
 
-    `missing` counts messages, `seconds` is [r, phases] in the order of `events.PHASES`. A round
-    stands twice if the peer came back from an older checkpoint: it did cost twice.
+    `missing` counts messages, `age` is in rounds, NaN in synchronous ones, `seconds` is [r, phases]
+    in the order of `events.PHASES`. A round stands twice if the peer came back from an older
+    checkpoint: it did cost twice.
     """
 
     round: Ints
@@ -60,6 +67,7 @@ class Rounds:
     bytes_in: Ints
     missing: Ints
     late: Ints
+    age: Floats
     seconds: Floats
     degrees: Mapping[str, Floats]
     metrics: Mapping[str, Floats]
@@ -152,6 +160,24 @@ class Curve:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """Figures over the time, one entry per instant [t]; the columns of `timeline.csv`.
+
+    Accuracy is over the last evaluation of each peer at that time (`peers` of them), `rounds_mean`
+    the mean number of rounds that they have finished, `seconds` since the start.
+    """
+
+    seconds: Floats
+    accuracy_mean: Floats
+    accuracy_std: Floats
+    accuracy_min: Floats
+    accuracy_max: Floats
+    rounds_mean: Floats
+    peers: Ints
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
     """A figure over the peers; `std` is the population standard deviation."""
 
@@ -188,6 +214,9 @@ class Summary:
 
     strategy: str
     mode: str
+    pace: str
+    stragglers: tuple[PeerId, ...]
+    clock: str
     version: str
     digest: str
     peers: int
@@ -199,12 +228,15 @@ class Summary:
     accuracy: Spread | None
     best_accuracy: float | None
     best_round: int | None
+    best_s: float | None
     loss_mean: float | None
     train_loss_mean: float | None
     consensus_distance: float | None
     bytes_out_total: int
     bytes_in_total: int
     seconds: Mapping[str, float]
+    wait_share: Spread | None
+    age_mean: float | None
     pss_mb_median: float | None
     pss_mb_max: float | None
     rss_mb_median: float | None

@@ -46,7 +46,8 @@ _PLAIN_MAX_S = 60.0
 class LiveView:
     """Follows the event files of a run; the caller decides how often (`update`).
 
-    `started` is when the launcher began (seconds since the epoch).
+    `started` is when the launcher began (seconds since the epoch); `duration_s` ends the run if the
+    rounds have not.
     """
 
     def __init__(
@@ -57,9 +58,11 @@ class LiveView:
         console: Console,
         started: float,
         now: Callable[[], float] = time.time,
+        duration_s: float | None = None,
     ) -> None:
         self._name = run.name
         self._rounds = rounds
+        self._duration_s = duration_s
         self._console = console
         self._started = started
         self._now = now
@@ -104,8 +107,8 @@ class LiveView:
             self._notices.append(stamped)
 
     def _is_line_due(self) -> bool:
-        """At each tenth of the rounds, at most every 2 s; each minute if rounds are long."""
-        share = _mean_round(self._progress.remaining) / max(1, self._rounds)
+        """At each tenth of the run, at most every 2 s; each minute if that takes long."""
+        share = self._share(self._progress.remaining)
         waited = self._now() - self._plain_at
         passed = share >= min(1.0, self._plain_share + _PLAIN_SHARE) and share > self._plain_share
         at_end = share >= 1.0
@@ -156,11 +159,21 @@ class LiveView:
     def _seconds_left(self) -> float | None:
         """By the mean pace since the peers came together; None before the first round."""
         running = [peer for peer in self._progress.peers if peer.is_running]
-        done = _mean_round(running)
-        began = min((peer.joined for peer in running if peer.joined), default=self._started)
-        if not done or self._now() <= began:
-            return None
-        return (self._rounds - done) * (self._now() - began) / done
+        share, began = self._share(running), self._began(running)
+        passed = self._now() - began
+        return passed / share - passed if share and passed > 0 else None
+
+    def _share(self, peers: Sequence[PeerProgress]) -> float:
+        """How much of the run is done: of its rounds, or of its duration if that ends first."""
+        share = _mean_round(peers) / max(1, self._rounds)
+        if self._duration_s is None or not share:
+            return share
+        # By the events, whose clock need not be the one on the wall.
+        passed = max(peer.last_t for peer in peers) - self._began(peers)
+        return max(share, min(1.0, passed / self._duration_s))
+
+    def _began(self, peers: Sequence[PeerProgress]) -> float:
+        return min((peer.joined for peer in peers if peer.joined), default=self._started)
 
     def _add_peer(self, table: Table, peer: PeerProgress) -> None:
         rate = peer.rate if peer.is_running else None

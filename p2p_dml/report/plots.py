@@ -30,7 +30,7 @@ from p2p_dml.report._style import (
     to_png,
     whole_numbers,
 )
-from p2p_dml.report._values import Curve, Floats, Ints, PeerRecord, Picture, Run
+from p2p_dml.report._values import Curve, Floats, Ints, PeerRecord, Picture, Run, Timeline
 
 Over = Literal["rounds", "bytes", "seconds"]
 _MAX_METRICS = 6
@@ -38,9 +38,10 @@ _MAX_METRICS = 6
 _MAX_NUMBERED_CELLS = 160
 
 
-def run_pictures(run: Run, curve: Curve) -> list[Picture]:
+def run_pictures(run: Run, curve: Curve, timeline: Timeline) -> list[Picture]:
     """Every figure that the run has data for, in the order of the report."""
-    pictures = curve_pictures({run.meta.strategy: curve})
+    label = run.meta.strategy
+    pictures = curve_pictures({label: curve}, {label: timeline})
     if any(peer.rounds.degrees for peer in run.peers):
         pictures.append(
             _picture(
@@ -73,8 +74,14 @@ def run_pictures(run: Run, curve: Curve) -> list[Picture]:
     return [*pictures, *phase_pictures(seconds, "peer")]
 
 
-def curve_pictures(curves: Mapping[str, Curve]) -> list[Picture]:
-    """Accuracy, loss and consensus distance, as far as some run knows them."""
+def curve_pictures(
+    curves: Mapping[str, Curve], timelines: Mapping[str, Timeline] | None = None
+) -> list[Picture]:
+    """Accuracy, loss and consensus distance, as far as some run knows them.
+
+    Accuracy over seconds is drawn from `timelines`; without them, from the curves.
+    """
+    over_time: Mapping[str, Curve | Timeline] = timelines or curves
     pictures = []
     band = "band: lowest to highest peer, darker: ± one standard deviation"
     if len(curves) > 1:
@@ -85,7 +92,7 @@ def curve_pictures(curves: Mapping[str, Curve]) -> list[Picture]:
                 f"accuracy-over-{over}",
                 f"Accuracy over {over}",
                 f"Test accuracy, mean over the peers ({band}), {_OVER[over]}.",
-                accuracy(curves, over),
+                accuracy(over_time if over == "seconds" else curves, over),
             )
             for over in _OVER
             if over != "bytes" or any(curve.bytes_out.any() for curve in curves.values())
@@ -110,8 +117,11 @@ def phase_pictures(seconds: Mapping[str, Floats], rows: str) -> list[Picture]:
     return [_picture("phases", "Time by phase", caption, phases(seconds, rows))]
 
 
-def accuracy(curves: Mapping[str, Curve], over: Over) -> Figure:
-    """Test accuracy over rounds, bytes sent by all peers, or seconds since the start."""
+def accuracy(curves: Mapping[str, Curve | Timeline], over: Over) -> Figure:
+    """Test accuracy over rounds, bytes sent by all peers, or seconds since the start.
+
+    A timeline is for seconds only.
+    """
     figure = new_figure()
     axes = dress(figure.subplots(), _X_LABELS[over], "test accuracy")
     for index, (label, curve) in enumerate(curves.items()):
@@ -274,7 +284,9 @@ def _any_known(curves: Mapping[str, Curve], column: str) -> bool:
     return any(np.isfinite(getattr(curve, column)).any() for curve in curves.values())
 
 
-def _positions(curve: Curve, over: Over) -> Floats:
+def _positions(curve: Curve | Timeline, over: Over) -> Floats:
+    if isinstance(curve, Timeline):
+        return curve.seconds
     columns = {"rounds": curve.round, "bytes": curve.bytes_out, "seconds": curve.seconds}
     return columns[over].astype(np.float64)
 
@@ -287,11 +299,11 @@ def _line(axes: Axes, index: int, label: str, x: Floats | Ints, y: Floats) -> No
     )  # fmt: skip
 
 
-def _format_x(axes: Axes, over: Over, curves: Mapping[str, Curve]) -> None:
+def _format_x(axes: Axes, over: Over, curves: Mapping[str, Curve | Timeline]) -> None:
     if over == "rounds":
         whole_numbers(axes.xaxis)
         return
-    ends = [_positions(curve, over)[-1] for curve in curves.values() if len(curve.round)]
+    ends = [_positions(curve, over)[-1] for curve in curves.values() if len(curve.seconds)]
     positive = [end for end in ends if end > 0]
     # Budgets a decade apart would press the small one against the axis.
     if over == "bytes" and len(positive) > 1 and max(positive) > 10 * min(positive):

@@ -8,12 +8,14 @@ import io
 import json
 import math
 from collections.abc import Callable, Sequence
+from typing import final
 
 import numpy as np
 
 from p2p_dml.errors import WORST_FIRST, ExitCode
 from p2p_dml.events import PHASES
 from p2p_dml.kernels.sketch import consensus_distance, decode
+from p2p_dml.report._timeline import measure_timeline
 from p2p_dml.report._values import (
     Curve,
     Floats,
@@ -24,6 +26,7 @@ from p2p_dml.report._values import (
     Run,
     Spread,
     Summary,
+    Timeline,
 )
 
 
@@ -57,10 +60,13 @@ def summarise(run: Run, curve: Curve) -> Summary:
     lost = tuple(peer for peer in peers if peer.fate == "lost")
     remaining = tuple(peer for peer in peers if peer.fate != "lost") or peers
     evaluated = [peer.evaluations for peer in remaining if len(peer.evaluations.round)]
-    best = _best(curve, len(evaluated))
+    best = _best_of(run, curve, len(evaluated))
     return Summary(
         strategy=meta.strategy,
         mode=meta.mode,
+        pace=meta.pace,
+        stragglers=meta.stragglers,
+        clock=meta.clock,
         version=meta.version,
         digest=meta.digest,
         peers=meta.peers,
@@ -70,14 +76,17 @@ def summarise(run: Run, curve: Curve) -> Summary:
         wall_s=_since(meta.started, [peer.last_t for peer in peers]),
         startup_s=_since(meta.started, [peer.joined for peer in peers]),
         accuracy=_spread([float(e.accuracy[-1]) for e in evaluated]),
-        best_accuracy=None if best is None else _known(curve.accuracy_mean[best]),
-        best_round=None if best is None else int(curve.round[best]),
+        best_accuracy=best.accuracy,
+        best_round=best.round,
+        best_s=best.seconds,
         loss_mean=_mean([float(e.loss[-1]) for e in evaluated]),
         train_loss_mean=_mean([float(p.rounds.loss[-1]) for p in remaining if p.rounds.loss.size]),
         consensus_distance=_known(_distance([e.sketch[-1] for e in evaluated])),
         bytes_out_total=sum(int(peer.rounds.bytes_out.sum()) for peer in peers),
         bytes_in_total=sum(int(peer.rounds.bytes_in.sum()) for peer in peers),
         seconds=_phase_seconds(peers),
+        wait_share=_spread([_wait_share(peer) for peer in peers]),
+        age_mean=_mean(np.concatenate([peer.rounds.age for peer in peers]).tolist()),
         pss_mb_median=_median([float(np.median(p.pss_mb)) for p in peers if p.pss_mb.size]),
         pss_mb_max=max((float(p.pss_mb.max()) for p in peers if p.pss_mb.size), default=None),
         rss_mb_median=_median([float(np.median(p.rss_mb)) for p in peers if p.rss_mb.size]),
@@ -102,9 +111,9 @@ def summary_json(summary: Summary) -> str:
     return json.dumps(dataclasses.asdict(summary), indent=2, allow_nan=False) + "\n"
 
 
-def curve_csv(curve: Curve) -> str:
-    """The text of `curve.csv`, a row per evaluated round; unknown figures are empty."""
-    names = [field.name for field in dataclasses.fields(Curve)]
+def curve_csv(curve: Curve | Timeline) -> str:
+    """The text of `curve.csv` or `timeline.csv`, a row per entry; unknown figures are empty."""
+    names = [field.name for field in dataclasses.fields(curve)]
     columns = [[_cell(x) for x in getattr(curve, name).tolist()] for name in names]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
@@ -165,13 +174,39 @@ def _bytes_until(peers: Sequence[PeerRecord], rounds: Ints) -> Ints:
     return np.concatenate([[0], total])[until].astype(np.int64)
 
 
-def _best(curve: Curve, at_least: int) -> int | None:
-    """Place of the largest mean accuracy among rounds that `at_least` so many peers evaluated.
+@final
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Best:
+    """The largest mean accuracy, in which round (None if peers are in different ones) and when."""
 
-    Without the condition a run that was stopped early could win by its one fastest peer.
+    accuracy: float | None = None
+    round: int | None = None
+    seconds: float | None = None
+
+
+def _best_of(run: Run, curve: Curve, at_least: int) -> _Best:
+    """The best round, or in asynchronous rounds the best instant.
+
+    Only where `at_least` so many peers were evaluated: otherwise a run that was stopped early could
+    win by its one fastest peer.
     """
-    eligible = np.where(curve.peers >= at_least, curve.accuracy_mean, np.nan)
-    return int(np.nanargmax(eligible)) if np.isfinite(eligible).any() else None
+    is_synchronous = run.meta.pace == "synchronous"
+    line = curve if is_synchronous else measure_timeline(run)
+    eligible = np.where(line.peers >= at_least, line.accuracy_mean, np.nan)
+    if not np.isfinite(eligible).any():
+        return _Best()
+    place = int(np.nanargmax(eligible))
+    return _Best(
+        accuracy=float(line.accuracy_mean[place]),
+        round=int(curve.round[place]) if is_synchronous else None,
+        seconds=_known(line.seconds[place]),
+    )
+
+
+def _wait_share(peer: PeerRecord) -> float:
+    """Share of the time of its rounds that a peer has waited."""
+    seconds = peer.rounds.seconds.sum(axis=0)
+    return float(seconds[PHASES.index("wait")] / seconds.sum()) if seconds.sum() else math.nan
 
 
 def _phase_seconds(peers: Sequence[PeerRecord]) -> dict[str, float]:

@@ -21,7 +21,7 @@ class AllReduce:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.COMPLETE})
+        return frozenset({Need.COMPLETE, Need.SYNCHRONOUS})
 
     @property
     def exchanges(self) -> int:

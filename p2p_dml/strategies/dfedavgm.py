@@ -48,7 +48,9 @@ class DFedAvgM:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.DOUBLY_STOCHASTIC})
+        # A code of a model long past is too far away to be read.
+        coded = {Need.SYNCHRONOUS} if self.bits else set()
+        return frozenset({Need.DOUBLY_STOCHASTIC} | coded)
 
     @property
     def exchanges(self) -> int:

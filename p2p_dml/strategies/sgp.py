@@ -45,7 +45,7 @@ class SGP:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.COLUMN_STOCHASTIC, Need.SYNCHRONOUS})
+        return frozenset({Need.COLUMN_STOCHASTIC, Need.EVERY_MESSAGE})
 
     @property
     def exchanges(self) -> int:

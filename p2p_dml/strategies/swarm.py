@@ -47,7 +47,7 @@ class Swarm:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.DOUBLY_STOCHASTIC})
+        return frozenset({Need.DOUBLY_STOCHASTIC, Need.SYNCHRONOUS})
 
     @property
     def exchanges(self) -> int:

@@ -1,16 +1,19 @@
 """Payloads through memory: the transport of the simulator and of tests.
 
-Posting copies once, as a socket would; collecting never waits, so all peers must have posted an
-exchange before the first collects it. Losses are part of the plan: `drop` decides each message.
+Posting copies once, as a socket would; collecting never waits, so whoever is to be heard in an
+exchange must have posted it before. Losses are part of the plan: `drop` decides each message.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import final
 
+from p2p_dml.mailbox import TaggedMailbox
 from p2p_dml.tensors import clone
-from p2p_dml.types import Mail, Message, Outbox, Payload, PeerId, Tag
+from p2p_dml.types import Mail, Mailbox, Message, Outbox, Payload, PeerId, Tag
 from p2p_dml.wire import slots_of
 
 Drop = Callable[[Tag, PeerId, PeerId], bool]
@@ -22,17 +25,20 @@ class Hub:
 
     def __init__(self, drop: Drop = lambda tag, sender, receiver: False) -> None:
         self._drop = drop
-        self._boxes: dict[PeerId, list[Message]] = {}
+        self._mailboxes: dict[PeerId, Mailbox] = {}
 
-    def deliver(self, tag: Tag, sender: PeerId, receiver: PeerId, payload: Payload) -> None:
-        if not self._drop(tag, sender, receiver):
-            self._boxes.setdefault(receiver, []).append(Message(sender, tag, payload))
+    def join(self, me: PeerId, mailbox: Mailbox) -> None:
+        """From now on what is sent to `me` goes to `mailbox`."""
+        self._mailboxes[me] = mailbox
 
-    def take(self, receiver: PeerId, upto: Tag) -> list[Message]:
-        """Remove and return the messages for `receiver` tagged `upto` or earlier."""
-        box = self._boxes.get(receiver, [])
-        self._boxes[receiver] = [m for m in box if m.tag > upto]
-        return [m for m in box if m.tag <= upto]
+    def deliver(self, message: Message, receiver: PeerId, num_bytes: int) -> None:
+        if not self._drop(message.tag, message.sender, receiver):
+            self._mailboxes[receiver].put(message, num_bytes)
+
+    def leave(self, me: PeerId) -> None:
+        """Tell everybody that `me` has finished."""
+        for mailbox in self._mailboxes.values():
+            mailbox.left(me)
 
 
 @final
@@ -41,32 +47,35 @@ class MemoryTransport:
 
     elastic = True
 
-    def __init__(self, me: PeerId, hub: Hub) -> None:
+    def __init__(self, me: PeerId, hub: Hub, mailbox: Mailbox | None = None) -> None:
+        """`mailbox`: that of synchronous rounds if None."""
         self.me = me
         self._hub = hub
+        self._mailbox = mailbox or TaggedMailbox(ahead=sys.maxsize)
+        hub.join(me, self._mailbox)
 
     def expect(self, neighbours: Iterable[PeerId]) -> None:
         """Nothing to prepare."""
 
     def post(self, tag: Tag, outbox: Outbox) -> int:
-        copies: dict[int, tuple[Payload, int]] = {}
+        copies: dict[int, tuple[Message, int]] = {}
         sent = 0
         for peer, payload in outbox.items():
             if id(payload) not in copies:
                 slots = slots_of(payload.tensors)
                 copy = Payload(clone(payload.tensors), dict(payload.scalars))
-                copies[id(payload)] = copy, slots[-1].end if slots else 0
-            copy, num_bytes = copies[id(payload)]
-            self._hub.deliver(tag, self.me, peer, copy)
+                copies[id(payload)] = Message(self.me, tag, copy), slots[-1].end if slots else 0
+            message, num_bytes = copies[id(payload)]
+            self._hub.deliver(message, peer, num_bytes)
             sent += num_bytes
         return sent
 
     def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
         """Take what is there; `deadline_s` is not used, since nothing can come later."""
-        messages = sorted(self._hub.take(self.me, tag), key=lambda m: (m.tag, m.sender))
-        here = {m.sender: m.payload for m in messages if m.tag == tag and m.sender in senders}
-        num_bytes = sum(slots[-1].end for m in messages if (slots := slots_of(m.payload.tensors)))
-        return Mail(here, [m for m in messages if m.tag < tag], num_bytes)
+        self._mailbox.begin(tag)
+        mail = self._mailbox.take(senders)
+        return replace(mail, silent=len(senders) - len(mail.on_time))
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Take leave of everybody."""
+        self._hub.leave(self.me)

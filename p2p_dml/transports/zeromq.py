@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import zmq
@@ -22,23 +22,32 @@ from p2p_dml import wire
 from p2p_dml.errors import StartupError, WireError
 from p2p_dml.events import Event, NeighbourChanged, Rejected
 from p2p_dml.liveness import Liveness
-from p2p_dml.transports._addresses import peer_on, resolve, route_to
+from p2p_dml.mailbox import TaggedMailbox
+from p2p_dml.transports._addresses import peer_on, resolve
+from p2p_dml.transports._outgoing import Outgoing
 from p2p_dml.transports._snapshots import Snapshots
-from p2p_dml.types import Mail, Message, Outbox, Payload, PeerId, Tag
+from p2p_dml.transports._sockets import Frames, receive, router
+from p2p_dml.types import Mail, Mailbox, Message, Outbox, Payload, PeerId, Tag
 from p2p_dml.wire import Header, Kind
 
-Frames = list[zmq.Frame]
+_DRAIN_S = 0.001
+"""Wait for more where a queue was found full: the rest needs a moment to follow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """Times and sizes of a ZeroMQ transport; `[transport]` of a run file."""
+    """Times and sizes of a ZeroMQ transport; `[transport]` of a run file.
+
+    `resend`: so many of the newest messages that a neighbour's full queue did not take are kept
+    and sent when there is room; 0: they are dropped.
+    """
 
     startup_s: float = 60.0
     heartbeat_s: float = 3.0
     drain_s: float = 0.02
     linger_s: float = 5.0
     queue_messages: int = 4
+    resend: int = 0
     max_message_bytes: int = 1 << 30
 
 
@@ -56,29 +65,29 @@ class ZeroMQTransport:
         incarnation: int,
         limits: Limits,
         on_event: Callable[[Event], None],
+        mailbox: Mailbox | None = None,
     ) -> None:
-        """Bind to `bind` (port `*` takes a free one). StartupError if the address is taken."""
+        """Bind to `bind` (port `*` takes a free one). StartupError if the address is taken.
+
+        `mailbox`: that of synchronous rounds if None.
+        """
         self.me = me
         self._digest = digest
         self._incarnation = incarnation
         self._limits = limits
         self.on_event = on_event
         self._context = zmq.Context()
-        self._in = self._socket()
-        self._out = self._socket()
-        self._out.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self._out.setsockopt(zmq.RECONNECT_IVL, 20)
-        self._out.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        self._monitor = self._out.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
-        )
+        sizes = limits.queue_messages, limits.max_message_bytes, limits.heartbeat_s
+        self._in = router(self._context, *sizes)
+        depth = limits.resend or limits.queue_messages
+        self._out = Outgoing(router(self._context, *sizes), depth)
+        self._monitor = self._out.monitor()
         self.endpoint = self._bind(bind)
         self._poller = zmq.Poller()
-        for each in (self._in, self._out, self._monitor):
+        for each in (self._in, self._out.socket, self._monitor):
             self._poller.register(each, zmq.POLLIN)
         self._book: dict[PeerId, str] = {}
         self._peer_at: dict[str, PeerId] = {}
-        self._links: dict[PeerId, deque[tuple[bytes, zmq.Frame]]] = {}
         self._contacts: dict[bytes, PeerId] = {}
         self._incarnations: dict[PeerId, int] = {}
         self._answering: dict[PeerId, int] = {}  # incarnation at the peer's address
@@ -86,12 +95,12 @@ class ZeroMQTransport:
         self._liveness = Liveness(limits.drain_s)
         self._snapshots = Snapshots()
         self._tag = Tag(0)
-        self._arrived: dict[Tag, dict[PeerId, Payload]] = {}
-        self._late: list[Message] = []
+        self._mailbox = mailbox or TaggedMailbox(limits.queue_messages)
+        self._num_heard: Counter[PeerId] = Counter()  # in one go
         self._farewells: set[PeerId] = set()
         self._refusals: dict[PeerId, str] = {}
         self._complaints: set[tuple[PeerId | None, str]] = set()
-        self._bytes_in, self._is_open = 0, False
+        self._is_open = False
 
     def _bind(self, address: str) -> str:
         """Listen on `address`; returns it with the port that was taken."""
@@ -127,17 +136,12 @@ class ZeroMQTransport:
     def expect(self, neighbours: Iterable[PeerId]) -> None:
         """Begin to connect to further neighbours, ahead of the round that needs them."""
         for peer in neighbours:
-            if peer not in self._links and peer != self.me:
-                self._links[peer] = deque(maxlen=self._limits.queue_messages)
+            if peer not in self._out and peer != self.me:
                 self._peer_at[self._book[peer]] = peer
-                self._out.setsockopt(zmq.CONNECT_ROUTING_ID, route_to(peer))
                 try:
-                    self._out.connect(self._book[peer])
-                except zmq.ZMQError as error:
-                    raise StartupError(
-                        f"peer {self.me}: cannot use {self._book[peer]!r}, the address of peer "
-                        f"{peer}: {error.strerror}; expected such as tcp://10.0.0.7:5803"
-                    ) from error
+                    self._out.connect(peer, self._book[peer])
+                except StartupError as error:
+                    raise StartupError(f"peer {self.me}: {error}") from error
 
     def _has_met(self, peer: PeerId) -> bool:
         return self._liveness.state(peer) != "connecting" and peer in self._incarnations
@@ -165,24 +169,37 @@ class ZeroMQTransport:
                 block = self._snapshots.take(payload, slots)
                 frames[id(payload)] = (wire.encode_header(header), block, header.block_bytes)
             data, block, num_bytes = frames[id(payload)]
-            state = self._liveness.state(peer)
-            if state == "connecting":
-                self.expect([peer])
-                self._links[peer].append((data, block))
-                sent += num_bytes
-            elif state in ("alive", "slow") and self._send(peer, data, block):
+            if self._post_to(peer, data, block):
                 sent += num_bytes
         return sent
 
+    def _post_to(self, peer: PeerId, header: bytes, block: zmq.Frame) -> bool:
+        """Send, or keep until there is a connection or, if so wanted, room; False if dropped."""
+        state = self._liveness.state(peer)
+        if state in ("alive", "slow"):
+            if self._out.flush(peer) and self._out.send(peer, header, block):
+                return True
+            if not self._limits.resend:
+                return False
+        elif state != "connecting":
+            return False
+        self.expect([peer])
+        self._out.keep(peer, header, block)
+        return True
+
     def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
-        """Wait for `tag`: not for the dead, for the slow up to the deadline."""
+        """Whom the mailbox awaits is waited for: not the dead, the slow up to the deadline."""
         self._tag = tag
+        self._mailbox.begin(tag)
         start = time.monotonic()
+        for peer in self._out:
+            if self._out.has_waiting(peer) and self._liveness.is_connected(peer):
+                self._out.flush(peer)
         self._pump(0.0)  # the dead may be back, and only reading finds out
         while True:
-            here = self._arrived.get(tag, {})
             now = time.monotonic()
-            awaited = [j for j in senders if j not in here and self._liveness.is_awaited(j, now)]
+            alive = {j for j in senders if self._liveness.is_awaited(j, now)}
+            awaited = [j for j in self._mailbox.absent(senders) if j in alive]
             left_s = start + deadline_s - now
             if not awaited or left_s <= 0:
                 break
@@ -190,29 +207,24 @@ class ZeroMQTransport:
         for peer in awaited:
             self._liveness.missed_deadline(peer, deadline_s)
         self._tell_changes()
-        return self._take_mail(tag, senders)
-
-    def _take_mail(self, tag: Tag, senders: Sequence[PeerId]) -> Mail:
-        here = self._arrived.pop(tag, {})
-        for old in [t for t in self._arrived if t < tag]:
-            self._late += [Message(j, old, p) for j, p in self._arrived.pop(old).items()]
-        late, self._late = self._late, []
-        num_bytes, self._bytes_in = self._bytes_in, 0
-        on_time = {j: here[j] for j in sorted(set(senders) & here.keys())}
-        return Mail(on_time, sorted(late, key=lambda m: (m.tag, m.sender)), num_bytes)
+        mail = self._mailbox.take(senders)
+        silent = [j for j in senders if j not in mail.on_time and self._is_fine(j)]
+        return replace(mail, silent=len(silent))
 
     def close(self) -> None:
         """Say goodbye, wait (bounded) until neighbours have read everything, free the sockets."""
         if self._context.closed:
             return
         goodbye = wire.encode_header(self._header(Kind.GOODBYE, self._tag))
-        waiting = {j for j in self._links if self._liveness.is_connected(j) or self._links[j]}
+        waiting = {
+            j for j in self._out if self._liveness.is_connected(j) or self._out.has_waiting(j)
+        }
         unsaid = set(waiting)
         deadline = time.monotonic() + self._limits.linger_s
         while True:
             now = time.monotonic()
             ready = {j for j in unsaid if self._liveness.is_connected(j)}
-            unsaid -= {j for j in ready if self._send(j, goodbye)}
+            unsaid -= {j for j in ready if self._out.flush(j) and self._out.send(j, goodbye)}
             waiting = {j for j in waiting - self._farewells if self._liveness.is_awaited(j, now)}
             if not waiting or now >= deadline:
                 break
@@ -224,14 +236,21 @@ class ZeroMQTransport:
 
     def _pump(self, timeout_s: float) -> None:
         """Wait for anything to happen, at most `timeout_s`, and take in all that has."""
+        self._read(timeout_s)
+        if self._limits.resend:
+            while max(self._num_heard.values(), default=0) >= self._limits.queue_messages:
+                self._read(_DRAIN_S)
+
+    def _read(self, timeout_s: float) -> None:
         self._poller.poll(max(0, math.ceil(timeout_s * 1000)))
-        while frames := _receive(self._monitor):
+        self._num_heard.clear()
+        while frames := receive(self._monitor):
             self._on_monitor(frames)
         if self._to_greet:
             self._greet()
-        while frames := _receive(self._out):
+        while frames := receive(self._out.socket):
             self._on_reply(frames)
-        while frames := _receive(self._in):
+        while frames := receive(self._in):
             self._on_message(frames)
 
     def _on_monitor(self, frames: Frames) -> None:
@@ -250,7 +269,7 @@ class ZeroMQTransport:
     def _greet(self) -> None:
         """Say hello on new connections; again later if a queue is still full of old messages."""
         hello = wire.encode_header(self._header(Kind.HELLO, self._tag))
-        self._to_greet -= {j for j in self._to_greet if self._send(j, hello)}
+        self._to_greet -= {j for j in self._to_greet if self._out.send(j, hello)}
 
     def _on_reply(self, frames: Frames) -> None:
         """WELCOME, REFUSED or FAREWELL from the peer this peer connected to."""
@@ -267,9 +286,7 @@ class ZeroMQTransport:
         elif header.kind is Kind.WELCOME and header.sender == peer:
             self._liveness.welcomed(peer)
             self._answering[peer] = header.incarnation
-            for data, block in self._links[peer]:
-                self._send(peer, data, block)
-            self._links[peer].clear()
+            self._out.flush(peer)
         else:
             self._on_refusal(peer, f"answers as peer {header.sender}: the address book is wrong")
 
@@ -292,6 +309,7 @@ class ZeroMQTransport:
                 raise WireError(f"claims to be peer {header.sender} of another run")
             elif header.kind is Kind.GOODBYE:
                 self._liveness.said_goodbye(sender)
+                self._mailbox.left(sender)
                 self._answer(contact, Kind.FAREWELL)
             elif header.kind is Kind.ROUND:
                 self._on_payload(sender, header, payload)
@@ -322,15 +340,13 @@ class ZeroMQTransport:
 
     def _on_payload(self, sender: PeerId, header: Header, payload: Payload) -> None:
         self._liveness.delivered(sender)
-        self._bytes_in += header.block_bytes
-        if header.tag < self._tag:
-            self._late.append(Message(sender, header.tag, payload))
-            return
-        ahead = [tag for tag, mail in self._arrived.items() if sender in mail]
-        if len(ahead) >= self._limits.queue_messages:
-            self._complain(sender, "too many messages ahead of time")
-            return
-        self._arrived.setdefault(header.tag, {})[sender] = payload
+        self._num_heard[sender] += 1
+        why = self._mailbox.put(Message(sender, header.tag, payload), header.block_bytes)
+        if why is not None:
+            self._complain(sender, why)
+
+    def _is_fine(self, peer: PeerId) -> bool:
+        return self._liveness.is_connected(peer) or self._liveness.state(peer) == "left"
 
     # ---- small parts ----------------------------------------------------------------------
 
@@ -345,19 +361,6 @@ class ZeroMQTransport:
     ) -> Header:
         scalars = {name: float(x) for name, x in (scalars or {}).items()}
         return Header(kind, self._digest, self.me, self._incarnation, tag, note, scalars, slots)
-
-    def _send(self, peer: PeerId, header: bytes, block: zmq.Frame | None = None) -> bool:
-        """Hand a message to libzmq; False if the queue is full or nobody is connected."""
-        frames: list[bytes | zmq.Frame] = [route_to(peer), header]
-        if block is not None:
-            frames.append(block)
-        try:
-            self._out.send_multipart(frames, zmq.NOBLOCK, copy=False)
-        except zmq.ZMQError as error:
-            if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
-                raise
-            return False
-        return True
 
     def _answer(self, contact: bytes, kind: Kind, note: str = "") -> None:
         """Reply on an incoming connection; dropped silently if it is gone, which is fine."""
@@ -376,25 +379,6 @@ class ZeroMQTransport:
                 NeighbourChanged(change.neighbour, change.state, self._tag.round, change.why)
             )
 
-    def _socket(self) -> zmq.Socket[bytes]:
-        each = self._context.socket(zmq.ROUTER)
-        each.setsockopt(zmq.LINGER, 0)
-        each.setsockopt(zmq.SNDHWM, self._limits.queue_messages)
-        each.setsockopt(zmq.RCVHWM, self._limits.queue_messages)
-        each.setsockopt(zmq.MAXMSGSIZE, max(self._limits.max_message_bytes, wire.MAX_HEADER_BYTES))
-        heartbeat_ms = int(self._limits.heartbeat_s * 1000)
-        each.setsockopt(zmq.HEARTBEAT_IVL, max(1, heartbeat_ms // 3))
-        each.setsockopt(zmq.HEARTBEAT_TIMEOUT, heartbeat_ms)
-        return each
-
     def _destroy(self) -> None:
-        self._out.disable_monitor()
+        self._out.socket.disable_monitor()
         self._context.destroy(linger=0)
-
-
-def _receive(each: zmq.Socket[bytes]) -> Frames:
-    """The next message of a socket, empty if there is none."""
-    try:
-        return each.recv_multipart(zmq.NOBLOCK, copy=False)
-    except zmq.Again:
-        return []

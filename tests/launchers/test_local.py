@@ -43,6 +43,10 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
         "strategy": {"name": "hyperprism", "degree": {"representation": 1.0, "decision": 5.0}}
     },
     "learned p": {"strategy": {"name": "hyperprism", "degree": "learned"}},
+    "p of layers, at the sender": {
+        "strategy": {"name": "hyperprism", "groups": "layers", "degree_at": "sender"}
+    },
+    "one p for all": {"strategy": {"name": "hyperprism", "hypernet": "paper", "shared": True}},
     "dpsgd before": {"strategy": {"name": "dpsgd", "combine": "before"}},
     "tracking": {"strategy": {"name": "gradient_tracking", "exchanges": 2}},
     "push": {"strategy": "sgp", "links": "one_peer_exponential", "mixing": "push_uniform"},

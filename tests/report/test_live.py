@@ -26,7 +26,15 @@ from p2p_dml.report.live import LiveView
 class Stage:
     """A growing run folder, a clock, and what the view has written."""
 
-    def __init__(self, run: Path, peers: int, rounds: int, terminal: bool, height: int) -> None:
+    def __init__(
+        self,
+        run: Path,
+        peers: int,
+        rounds: int,
+        terminal: bool,
+        height: int,
+        duration_s: float | None = None,
+    ) -> None:
         self.now = 0.0
         self._written = io.StringIO()
         console = Console(
@@ -35,7 +43,9 @@ class Stage:
         self._logs = [
             EventLog(event_file(run, peer), peer, lambda: self.now) for peer in range(peers)
         ]
-        self.view = LiveView(run, peers, rounds, console, 0.0, now=lambda: self.now)
+        self.view = LiveView(
+            run, peers, rounds, console, 0.0, now=lambda: self.now, duration_s=duration_s
+        )
 
     def happens(self, peer: int, *events: Event) -> None:
         for event in events:
@@ -58,8 +68,14 @@ class Stage:
 def stages(tmp_path: Path) -> Iterator[Callable[..., Stage]]:
     made: list[Stage] = []
 
-    def make(peers: int = 2, rounds: int = 20, terminal: bool = False, height: int = 30) -> Stage:
-        made.append(Stage(tmp_path / "digits", peers, rounds, terminal, height))
+    def make(
+        peers: int = 2,
+        rounds: int = 20,
+        terminal: bool = False,
+        height: int = 30,
+        duration_s: float | None = None,
+    ) -> Stage:
+        made.append(Stage(tmp_path / "digits", peers, rounds, terminal, height, duration_s))
         return made[-1]
 
     yield make
@@ -102,6 +118,37 @@ def test_quick_rounds_do_not_flood_but_the_last_line_always_comes(
         lines += stage.written().splitlines()
     stage.close()
     assert [line.split()[2] for line in lines] == ["7/10", "10/10"]
+
+
+def test_a_run_of_given_duration_goes_by_its_time(stages: Callable[..., Stage]) -> None:
+    """Ten seconds of a thousand rounds: peer 0 does one a second, peer 1 one in four."""
+    stage, lines = stages(rounds=1000, duration_s=10.0), []
+    for peer in range(2):
+        stage.happens(peer, Joined(after_s=0.0))
+    for second in range(1, 11):
+        stage.now = float(second)
+        stage.happens(0, done(second - 1))
+        if second % 4 == 0:
+            stage.happens(1, done(second // 4 - 1))
+        stage.view.update()
+        lines += stage.written().splitlines()
+    stage.close()
+    assert [line.split()[0] for line in lines] == ["0:02", "0:04", "0:06", "0:08", "0:10"]
+    assert lines[-1].startswith("0:10  round 6/1000")
+
+
+@pytest.mark.parametrize(("duration_s", "left"), [(None, "0:16"), (10.0, "0:06")])
+def test_the_time_left_is_that_of_what_ends_first(
+    stages: Callable[..., Stage], duration_s: float | None, left: str
+) -> None:
+    stage = stages(terminal=True, duration_s=duration_s)
+    stage.happens(0, Joined(after_s=0.0))
+    stage.happens(1, Joined(after_s=0.0))
+    stage.now = 4.0
+    for peer in range(2):
+        stage.happens(peer, done(3))
+    stage.view.update()
+    assert f"about {left} left" in stage.written()
 
 
 def test_long_rounds_get_a_line_each_minute(stages: Callable[..., Stage]) -> None:

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 
 from p2p_dml.events import RoundDone, Started
 from p2p_dml.report import plots
-from p2p_dml.report._values import Curve, Floats, PeerRecord
+from p2p_dml.report._timeline import measure_timeline
+from p2p_dml.report._values import Curve, Floats, PeerRecord, Picture
 from p2p_dml.report.load import load
 from p2p_dml.report.summary import measure_curve
 
@@ -41,6 +42,11 @@ def curve_of(bytes_out: Sequence[int], accuracy: float = 0.5) -> Curve:
     )
 
 
+def pictures_of(folder: Path) -> list[Picture]:
+    run = load(folder)
+    return plots.run_pictures(run, measure_curve(run), measure_timeline(run))
+
+
 def peers_of(folder: Path) -> tuple[PeerRecord, ...]:
     return load(folder).peers
 
@@ -63,6 +69,12 @@ def test_accuracy_over(
     assert figure.axes[0].get_xlabel() == label
     assert len(figure.axes[0].collections) == 2  # both bands
     assert figure.axes[0].get_legend() is None
+
+
+def test_accuracy_over_seconds_is_that_of_the_timeline(write_run: Callable[..., Path]) -> None:
+    timeline = measure_timeline(load(write_run()))
+    x, y = lines(plots.accuracy({"dpsgd": timeline}, "seconds"))["dpsgd"]
+    assert (x, y) == (timeline.seconds.tolist(), timeline.accuracy_mean.tolist())
 
 
 def test_several_runs_have_a_line_each_and_a_legend() -> None:
@@ -152,9 +164,7 @@ def test_labels_of_many_bars_are_thinned() -> None:
 
 
 def test_a_run_gets_the_pictures_it_has_data_for(write_run: Callable[..., Path]) -> None:
-    with_all = load(write_run())
-    without = load(write_run("plain", evaluate=False))
-    names = {picture.name for picture in plots.run_pictures(with_all, measure_curve(with_all))}
+    names = {picture.name for picture in pictures_of(write_run())}
     assert names == {
         "accuracy-over-rounds",
         "accuracy-over-bytes",
@@ -165,7 +175,7 @@ def test_a_run_gets_the_pictures_it_has_data_for(write_run: Callable[..., Path])
         "data-split",
         "phases",
     }
-    fewer = plots.run_pictures(without, measure_curve(without))
+    fewer = pictures_of(write_run("plain", evaluate=False))
     assert {picture.name for picture in fewer} == {"degree", "data-split", "phases"}
     assert all(picture.png.startswith(b"\x89PNG") for picture in fewer)
 

@@ -30,7 +30,8 @@ def test_write_makes_every_promised_file_and_nothing_else(write_run: Callable[..
     page = report.write(run, lambda tick: RING)
     assert page == run / "report.html"
     assert {path.name for path in run.iterdir()} == {
-        "run.json", "run.toml", "events", "plots", "summary.json", "curve.csv", "report.html"
+        "run.json", "run.toml", "events", "plots", "summary.json", "curve.csv", "timeline.csv",
+        "report.html",
     }  # fmt: skip
     assert {path.name for path in (run / "plots").iterdir()} >= {
         "accuracy-over-rounds.png", "consensus.png", "degree.png", "data-split.png", "graph.png"

@@ -88,5 +88,5 @@ def test_local_trains_and_never_yields() -> None:
 
 def test_needs_are_those_of_the_theory() -> None:
     assert Local().needs == frozenset()
-    assert AllReduce().needs == {Need.COMPLETE}
+    assert AllReduce().needs == {Need.COMPLETE, Need.SYNCHRONOUS}
     assert DPSGD().needs == HyperPrism().needs == {Need.DOUBLY_STOCHASTIC}

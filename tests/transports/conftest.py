@@ -12,7 +12,7 @@ import zmq
 from p2p_dml import wire
 from p2p_dml.events import Event, NeighbourChanged, Rejected
 from p2p_dml.transports.zeromq import Limits, ZeroMQTransport
-from p2p_dml.types import PeerId, Tag
+from p2p_dml.types import Mailbox, PeerId, Tag
 from p2p_dml.wire import Header, Kind
 
 RUN = b"r" * 16
@@ -36,9 +36,10 @@ class Peers:
         digest: bytes = RUN,
         incarnation: int = 1,
         bind: str = ANYWHERE,
+        mailbox: Mailbox | None = None,
     ) -> ZeroMQTransport:
         events: list[Event] = []
-        transport = ZeroMQTransport(me, bind, digest, incarnation, limits, events.append)
+        transport = ZeroMQTransport(me, bind, digest, incarnation, limits, events.append, mailbox)
         self.events[transport] = events
         return transport
 

@@ -1,0 +1,100 @@
+"""What a run file's pace makes of its parts: who may run asynchronously, and with what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from p2p_dml import config
+from p2p_dml.assemble import Blueprint, blueprint, check_needs
+from p2p_dml.errors import ConfigError
+from p2p_dml.launchers.single import limits_of
+from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
+from p2p_dml.strategies import STRATEGIES
+from p2p_dml.types import Need
+
+BASE: Mapping[str, object] = {"peers": 8, "rounds": 4, "links": "complete"}
+ASYNCHRONOUS = ("local", "dpsgd", "hyperprism", "sgp", "dfedavgm")
+TOGETHER = sorted(set(STRATEGIES) - set(ASYNCHRONOUS))
+TRACKING = """
+from p2p_dml.types import Need
+
+class Twice:
+    needs = frozenset()
+    exchanges = 2
+"""
+
+
+def parts_of(**changes: object) -> Blueprint:
+    return blueprint(config.parse({**BASE, "pace": "asynchronous", **changes}, Path()))
+
+
+@pytest.mark.parametrize("name", ASYNCHRONOUS)
+def test_who_may_run_asynchronously(name: str) -> None:
+    check_needs(parts_of(strategy=name))
+
+
+@pytest.mark.parametrize("strategy", [*TOGETHER, {"name": "dfedavgm", "bits": 8}], ids=str)
+def test_who_needs_the_same_round_is_told_what_to_do(strategy: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_needs(parts_of(strategy=strategy))
+    for said in ("needs synchronous rounds", 'set pace = "synchronous"', "such as dpsgd"):
+        assert said in str(caught.value)
+    check_needs(parts_of(strategy=strategy, pace="synchronous"))
+
+
+def test_several_exchanges_in_a_round_need_synchronous_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "tried_twice.py").write_text(TRACKING, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=r"has 2 exchanges in a round.*or exchanges = 1"):
+        check_needs(parts_of(strategy="tried_twice:Twice"))
+    check_needs(parts_of(strategy="tried_twice:Twice", pace="synchronous"))
+
+
+@pytest.mark.parametrize(
+    ("pace", "message"),
+    [
+        ("asynchron", r"pace\.name: unknown name 'asynchron'; did you mean 'asynchronous'\?"),
+        ({"max_age": 3}, r"pace\.name: expected a name in quotes, found None"),
+        ({"name": "synchronous", "max_age": 3}, r"pace\.max_age: unknown key"),
+        ({"name": "asynchronous", "max_age": -3}, r"pace: max_age = -3: expected rounds, 0 or"),
+        ({"name": "asynchronous", "max_age": 1.5}, r"pace\.max_age: .* integer"),
+    ],
+)
+def test_a_wrong_pace_has_its_message(pace: object, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parts_of(strategy="dpsgd", pace=pace)
+
+
+@pytest.mark.parametrize(
+    ("pace", "strategy", "kind", "resend"),
+    [
+        ("synchronous", "dpsgd", TaggedMailbox, 0),
+        ("synchronous", "sgp", TaggedMailbox, 0),
+        ("asynchronous", "dpsgd", NewestMailbox, 1),
+        ("asynchronous", "sgp", EveryMailbox, 6),
+    ],
+)
+def test_mailbox_and_queues_follow_from_pace_and_strategy(
+    pace: str, strategy: str, kind: type[object], resend: int
+) -> None:
+    parts = parts_of(pace=pace, strategy=strategy, transport={"queue_messages": 6})
+    assert isinstance(parts.mailbox(4), kind)
+    limits = limits_of(parts)
+    assert (limits.queue_messages, limits.resend) == (6, resend)
+    assert (Need.EVERY_MESSAGE in parts.strategy.needs) == (strategy == "sgp")
+
+
+def test_who_is_slow_follows_from_the_seed() -> None:
+    stragglers = {"share": 0.25, "factor": 4.0, "round_s": 0.5}
+    parts = [parts_of(strategy="dpsgd", stragglers=stragglers, seed=seed) for seed in range(20)]
+    assert {len(each.stragglers) for each in parts} == {2}
+    assert len({each.stragglers for each in parts}) > 1
+    for me in range(8):
+        slowness = parts[0].slowness(me)
+        assert slowness.factor == (4.0 if me in parts[0].stragglers else 1.0)
+        assert slowness.round_s == 0.5

@@ -1,0 +1,171 @@
+"""The loop of one peer, driven by hand: isolation, durations, slowness."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from torch import Tensor
+
+from p2p_dml.errors import ExitCode, IsolationError
+from p2p_dml.events import Event, Isolated, RoundDone
+from p2p_dml.kernels.mixing import metropolis
+from p2p_dml.links import Walk
+from p2p_dml.pace import Slowness, VirtualClock
+from p2p_dml.peer import Delivery, PeerLoop, Plan
+from p2p_dml.strategies import DPSGD, SGP, Local
+from p2p_dml.types import AnyStrategy, Graph, Mail, Part, Payload, Tensors
+
+
+@dataclass(frozen=True)
+class Score:
+    """No metrics."""
+
+    accuracy: float | None = None
+    loss: float | None = None
+
+
+@dataclass
+class Timed:
+    """A learner whose training takes `work_s` of its clock."""
+
+    clock: VirtualClock
+    work_s: float = 0.0
+    round: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    x: Tensor = field(default_factory=lambda: torch.zeros(1))
+
+    @property
+    def params(self) -> Tensors:
+        return {"x": self.x}
+
+    @params.setter
+    def params(self, new: Mapping[str, Tensor]) -> None:
+        self.x.copy_(new["x"])
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        return {"x": "decision"}
+
+    def seek(self, round: int) -> None:
+        self.round = round
+
+    def train(self) -> float:
+        self.clock.sleep(self.work_s)
+        return 0.0
+
+    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
+        raise NotImplementedError
+
+    def evaluate(self) -> Score:
+        return Score()
+
+    def state(self) -> Tensors:
+        return self.params
+
+
+class Driven:
+    """Peer 0 of three that all hear each other, with every delivery made by the test."""
+
+    def __init__(
+        self, plan: Plan, strategy: AnyStrategy | None = None, *, work_s: float = 0.0
+    ) -> None:
+        self.events: list[Event] = []
+        self.clock = VirtualClock()
+        complete = Graph(((1, 2), (0, 2), (0, 1)))
+        chosen = strategy or DPSGD()
+        self.learner = Timed(self.clock, work_s)
+        self.loop = PeerLoop(
+            0,
+            chosen,
+            self.learner,
+            Walk(lambda tick: complete, metropolis, 0, 0, chosen.exchanges),
+            plan,
+            on_event=self.events.append,
+            save=lambda round, model, state: "",
+            clock=self.clock,
+        )
+
+    def run(self, *mails: Mail) -> ExitCode | None:
+        """Answer exchanges by `mails`, the last one again and again; the exit code."""
+        waiting = list(mails)
+        steps = self.loop.run()
+        delivery = None
+        while True:
+            try:
+                exchange = steps.send(delivery)
+            except StopIteration as end:
+                code: ExitCode = end.value
+                return code
+            delivery = None
+            if exchange is not None:
+                mail = waiting.pop(0) if len(waiting) > 1 else waiting[0]
+                delivery = Delivery(mail, 0)
+
+    def count(self, kind: type[Event]) -> int:
+        return sum(isinstance(event, kind) for event in self.events)
+
+
+def mail(*senders: int, silent: int = 0, value: float = 1.0) -> Mail:
+    payload = Payload({"x": torch.full((1,), value)}, {"weight": 1.0})
+    return Mail(dict.fromkeys(senders, payload), silent=silent)
+
+
+NOBODY = mail()
+
+
+def test_who_waits_and_hears_nobody_is_isolated_also_if_they_are_connected() -> None:
+    driven = Driven(Plan(rounds=9, seed=0, max_isolated_rounds=3))
+    with pytest.raises(IsolationError, match="round 3: heard 0 neighbours"):
+        driven.run(mail(silent=2))
+    assert driven.count(Isolated) == 3
+
+
+@pytest.mark.parametrize(
+    ("min_neighbours", "silent", "is_isolated"), [(1, 2, False), (1, 0, True), (2, 1, True)]
+)
+def test_who_waits_for_nobody_is_isolated_when_too_few_may_still_come(
+    min_neighbours: int, silent: int, is_isolated: bool
+) -> None:
+    plan = Plan(rounds=5, seed=0, waits=False, min_neighbours=min_neighbours, max_isolated_rounds=3)
+    driven = Driven(plan)
+    if is_isolated:
+        with pytest.raises(IsolationError):
+            driven.run(mail(silent=silent))
+    else:
+        assert driven.run(mail(silent=silent)) is ExitCode.DONE
+        assert driven.count(Isolated) == 0
+
+
+def test_an_isolated_round_is_local_but_for_messages_that_must_be_counted() -> None:
+    """One neighbour is heard where two are asked for: D-PSGD ignores it, push-sum may not."""
+    plan = Plan(rounds=1, seed=0, waits=False, min_neighbours=2)
+    mixing, pushing = Driven(plan), Driven(plan, SGP())
+    for driven in (mixing, pushing):
+        assert driven.run(mail(1)) is ExitCode.DONE
+        assert driven.count(Isolated) == 1
+    assert mixing.learner.x.item() == 0.0
+    # w = 1/3 kept + 1 heard, x = 0 + 1: z = 1 / (4/3).
+    assert pushing.learner.x.item() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(("duration_s", "rounds"), [(0.5, 1), (2.0, 1), (2.1, 2), (100.0, 5)])
+def test_a_run_ends_after_the_round_in_which_its_time_is_over(
+    duration_s: float, rounds: int
+) -> None:
+    driven = Driven(Plan(rounds=5, seed=0, duration_s=duration_s), Local(), work_s=2.0)
+    assert driven.run(NOBODY) is ExitCode.DONE
+    assert driven.count(RoundDone) == rounds
+    assert driven.clock.now() == 2.0 * rounds
+
+
+@pytest.mark.parametrize(("work_s", "seconds"), [(0.0, 6.0), (2.0, 6.0), (4.0, 12.0)])
+@pytest.mark.parametrize("strategy", [Local(), DPSGD()])
+def test_slowness_is_training_time(strategy: AnyStrategy, work_s: float, seconds: float) -> None:
+    slowness = Slowness(factor=3.0, round_s=2.0)
+    driven = Driven(Plan(rounds=2, seed=0, slowness=slowness), strategy, work_s=work_s)
+    driven.run(mail(1, 2))
+    trained = [event.seconds["train"] for event in driven.events if isinstance(event, RoundDone)]
+    assert trained == [seconds, seconds]
