@@ -228,7 +228,8 @@ class Fleet:
                 for group in self._groups(rows, len(x)):
                     logits = self._batched.same(self._now.rows(group).params, x)
                     place = slice(group.start - rows.start, group.stop - rows.start)
-                    right[place] += (logits.argmax(-1) == y).flatten(1).sum(1).cpu()
+                    # argmax takes ten times as long as max where classes are not next to each other
+                    right[place] += (logits.max(-1).indices == y).flatten(1).sum(1).cpu()
                     every = _losses(logits, y.expand(len(logits), *y.shape).flatten(0, 1))
                     loss[place] += every.sum(1).cpu() * (y.numel() / len(y))
                 count += y.numel()
