@@ -7,6 +7,7 @@ the band from the worst to the best peer.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Literal
 
 import numpy as np
@@ -79,8 +80,10 @@ def curve_pictures(
 ) -> list[Picture]:
     """Accuracy, loss and consensus distance, as far as some run knows them.
 
-    Accuracy over seconds is drawn from `timelines`; without them, from the curves.
+    Accuracy over seconds is drawn from `timelines`; without them, from the curves. Rounds that
+    fewer than half of the peers were evaluated in are left out.
     """
+    curves = {label: _of_most(curve) for label, curve in curves.items()}
     over_time: Mapping[str, Curve | Timeline] = timelines or curves
     pictures = []
     band = "band: lowest to highest peer, darker: ± one standard deviation"
@@ -107,6 +110,12 @@ def curve_pictures(
         figure = consensus(curves)
         pictures.append(_picture("consensus", "Consensus distance", caption, figure))
     return pictures
+
+
+def _of_most(curve: Curve) -> Curve:
+    """Rounds that at least half of the peers were evaluated in: the others' means say little."""
+    keep = 2 * curve.peers >= curve.peers.max(initial=0)
+    return replace(curve, **{each.name: getattr(curve, each.name)[keep] for each in fields(curve)})
 
 
 def phase_pictures(seconds: Mapping[str, Floats], rows: str) -> list[Picture]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +184,12 @@ def test_a_run_gets_the_pictures_it_has_data_for(write_run: Callable[..., Path])
 def test_a_run_that_sends_nothing_has_no_accuracy_over_bytes() -> None:
     names = [picture.name for picture in plots.curve_pictures({"local": curve_of([0, 0])})]
     assert names == ["accuracy-over-rounds", "accuracy-over-seconds", "loss"]
+
+
+def test_rounds_of_a_few_peers_only_are_not_drawn() -> None:
+    """As at the end of a run by `duration_s`, where some have done a round more than others."""
+    whole = replace(curve_of([1, 2, 3]), peers=np.array([4, 4, 2]))
+    ragged = replace(curve_of([1, 2, 3, 4], accuracy=0.5), peers=np.array([4, 4, 2, 1]))
+    ragged.accuracy_mean[3] = 0.0
+    drawn = [[each.png for each in plots.curve_pictures({"run": c})] for c in (whole, ragged)]
+    assert drawn[0] == drawn[1]
