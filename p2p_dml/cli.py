@@ -138,6 +138,15 @@ def sweep(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="cases at a time; default: as cores allow")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="run the cases with this label of an axis, or seed", metavar="AXIS=LABEL"
+        ),
+    ] = None,
+    reports: Annotated[
+        bool, typer.Option("--reports", help="give each case a report page and pictures")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check and list the cases")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -145,13 +154,13 @@ def sweep(
     from p2p_dml import sweep as sweeps
 
     console = Console()
-    plan = sweeps.read(file, set_ or [])
+    plan = sweeps.read(file, set_ or [], only or [])
     folder = out or Path("runs", plan.name)
     sweeps.check(plan)
     if dry_run:
         print(sweeps.listing(plan, folder))
         return
-    outcome = sweeps.run(plan, folder, jobs, console, quiet=quiet)
+    outcome = sweeps.run(plan, folder, jobs, console, quiet=quiet, with_reports=reports)
     print(outcome.tables)
     console.print(f"sweep: {folder / 'tables.md'}", soft_wrap=True)
     if outcome.verdict:

@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("", ["run", "simulate", "sweep", "peer", "topology", "report", "data"]),
         ("run", ["--set", "--out", "--quiet"]),
         ("simulate", ["--set", "--out", "--quiet"]),
-        ("sweep", ["--set", "--out", "--jobs", "--dry-run", "--quiet"]),
+        ("sweep", ["--set", "--out", "--jobs", "--only", "--reports", "--dry-run", "--quiet"]),
         ("peer", ["--me", "--set", "--out"]),
         ("topology", ["show"]),
         ("topology show", ["--peers", "--ticks", "--seed", "--mixing", "--set", "--out"]),

@@ -18,6 +18,8 @@ from typer.testing import CliRunner, Result
 
 from p2p_dml import cli, sweep
 from p2p_dml.errors import ConfigError, ExitCode
+from p2p_dml.events import read_events
+from p2p_dml.sweep._work import write_figures
 
 BASE: Mapping[str, object] = {
     "peers": 3,
@@ -84,6 +86,54 @@ def test_the_csv_holds_what_the_run_folders_say(done: tuple[Path, Result]) -> No
         assert row["rounds_to_20"] == reached[0]["round"]
         assert row["bytes_to_20"] == reached[0]["bytes_out"]
         assert row["bytes_total"] == curve[-1]["bytes_out"]
+        assert 0 < float(row["seconds_to_20"]) < float(row["wall_s"])
+
+
+def test_a_case_leaves_figures_and_no_pictures(done: tuple[Path, Result]) -> None:
+    out, _ = done
+    for run in out.glob("cases/*/run"):
+        names = {path.name for path in run.iterdir()}
+        assert names >= {"summary.json", "curve.csv", "timeline.csv", "events", "checkpoints"}
+        assert not names & {"report.html", "plots"}
+
+
+def _figures(run: Path) -> list[bytes]:
+    return [(run / name).read_bytes() for name in ("summary.json", "curve.csv", "timeline.csv")]
+
+
+def test_only_some_of_it_with_reports_and_then_the_rest(tmp_path: Path) -> None:
+    file, out = _write(tmp_path, {**TABLES, "metrics": {"small": 0.01}}), tmp_path / "out"
+    one = ("--only", "seed=1", "--only", "strategy=local", "--reports")
+    assert _call(file, "--out", str(out), *one).exit_code == ExitCode.DONE
+    (page,) = out.glob("cases/*/run/report.html")
+    by_report = _figures(page.parent)
+    write_figures(page.parent)
+    assert _figures(page.parent) == by_report
+    states = [(row["strategy"], row["seed"], row["state"]) for row in _rows(out / "sweep.csv")]
+    assert [state for state in states if state[2] == "done"] == [("local", "1", "done")]
+    assert _call(file, "--out", str(out), "--only", "strategy=local").exit_code == ExitCode.DONE
+    rows = _rows(out / "sweep.csv")
+    assert [row["state"] for row in rows] == ["open", "done", "open", "done"]
+    assert all(0 < float(row["small_share"]) < 1 for row in rows if row["state"] == "done")
+    assert "| dpsgd |" not in (out / "tables.md").read_text(encoding="utf-8")
+
+
+MODEL = """
+from torch import nn
+
+def small() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+"""
+
+
+def test_on_processes_a_module_beside_the_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "model_of_a_sweep.py").write_text(MODEL, encoding="utf-8")
+    base = {**BASE, "rounds": 1, "model": "model_of_a_sweep:small"}
+    file = _write(tmp_path, {"base": base, "mode": "run", "grid": {"peers": [2]}})
+    result = _call(file, "--out", str(tmp_path / "out"))
+    assert result.exit_code == ExitCode.DONE
+    (row,) = _rows(tmp_path / "out" / "sweep.csv")
+    assert (row["state"], row["bytes_total"]) == ("done", str(2 * 650 * 4))
 
 
 def test_what_is_finished_is_not_run_again(done: tuple[Path, Result]) -> None:
@@ -127,15 +177,15 @@ def test_a_mistake_ends_it_before_anything_runs(tmp_path: Path) -> None:
 
 
 def _processes_of(out: Path) -> set[int]:
-    """Living processes that have a file of this sweep's cases on their command line."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*"):
-        try:
-            if f"{out}/cases/".encode() in (entry / "cmdline").read_bytes():
-                found.add(int(entry.name))
-        except OSError:  # gone meanwhile
-            continue
-    return found
+    """The process of each case, as its peers say, and the parent that forked it."""
+    starts = [line for file in out.glob("cases/*/run/events/*") for line in read_events(file)]
+    pids = {line["pid"] for line in starts if line["event"] == "started"}
+    return pids | {_parent(pid) for pid in pids}
+
+
+def _parent(pid: int) -> int:
+    stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def _wait_until_training(out: Path, process: subprocess.Popen[str]) -> None:
@@ -158,10 +208,12 @@ def test_stopped_it_leaves_no_process_and_no_half_result(tmp_path: Path) -> None
         env=os.environ | {"COLUMNS": "200"},
     )
     _wait_until_training(out, process)
+    children = _processes_of(out)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == ExitCode.STOPPED
-    assert not _processes_of(out)
+    assert len(children) == 2
+    assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
     assert not list(out.glob("cases/*/finished.json"))
     assert "strategy = dpsgd, seed = 0  stopped" in output
     assert "0 of 2 cases finished" in output

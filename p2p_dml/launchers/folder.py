@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from p2p_dml import __version__, config
+from p2p_dml import __version__, config, kernels
 from p2p_dml.assemble import Blueprint
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError, StorageError
@@ -56,6 +56,7 @@ def create(
         "pace": shared.config.pace["name"],
         "stragglers": sorted(shared.stragglers),
         "clock": "virtual" if is_virtual else "wall",
+        "kernels": kernels.backend(),
         "host": platform.node(),
         "started": started,
         "strategy": shared.config.strategy.get("name"),

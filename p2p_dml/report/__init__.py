@@ -16,7 +16,7 @@ from p2p_dml.report._figures import run_labels
 from p2p_dml.report._files import write_whole
 from p2p_dml.report._timeline import measure_timeline
 from p2p_dml.report._units import clock, digits, human_bytes, plural
-from p2p_dml.report._values import Curve, Picture, Run, Summary
+from p2p_dml.report._values import Curve, Picture, Run, Summary, Timeline
 from p2p_dml.report.live import LiveView
 from p2p_dml.report.load import load
 from p2p_dml.report.summary import curve_csv, measure_curve, summarise, summary_json
@@ -26,8 +26,10 @@ from p2p_dml.types import LinkSchedule
 __all__ = [
     "Curve",
     "LiveView",
+    "Picture",
     "Run",
     "Summary",
+    "Timeline",
     "clock",
     "compare",
     "compare_table",
@@ -35,6 +37,7 @@ __all__ = [
     "final_table",
     "human_bytes",
     "load",
+    "measure_timeline",
     "plural",
     "survey_table",
     "write",

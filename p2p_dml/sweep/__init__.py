@@ -16,8 +16,9 @@ from rich.console import Console
 from p2p_dml.errors import ExitCode
 from p2p_dml.report import plural
 from p2p_dml.sweep._folder import is_finished, opened
+from p2p_dml.sweep._processes import Nursery
 from p2p_dml.sweep._values import Case, Plan
-from p2p_dml.sweep.execute import command_of, execute
+from p2p_dml.sweep.execute import execute, ordering
 from p2p_dml.sweep.plan import check, read
 from p2p_dml.sweep.view import View
 
@@ -34,11 +35,20 @@ class Outcome:
     verdict: str | None
 
 
-def run(plan: Plan, out: Path, jobs: int | None, console: Console, *, quiet: bool) -> Outcome:
-    """Run the cases that are not finished, and write tables and pictures of all that are.
+def run(
+    plan: Plan,
+    out: Path,
+    jobs: int | None,
+    console: Console,
+    *,
+    quiet: bool,
+    with_reports: bool = False,
+) -> Outcome:
+    """Run the chosen cases that are not finished; write tables and pictures of all that are.
 
-    `jobs` at a time; by default the plan's number, or as many as there are cores for. Raises
-    ConfigError if `out` holds something else, StorageError if it cannot be written.
+    `jobs` at a time; by default the plan's number, or as many as there are cores for.
+    `with_reports` gives each case a page and pictures of its own. Raises ConfigError if `out` holds
+    something else, StorageError if it cannot be written.
     """
     from p2p_dml.sweep.results import write  # matplotlib takes a second to import
 
@@ -46,8 +56,10 @@ def run(plan: Plan, out: Path, jobs: int | None, console: Console, *, quiet: boo
     at_once = jobs or plan.jobs or _default_jobs(plan)
     with opened(out, plan.text):
         view = View(len(todo), at_once, console, time.monotonic, quiet=quiet)
+        order_of = ordering(plan.mode, with_reports=with_reports)
         try:
-            ending = execute(todo, out, at_once, command_of(plan.mode), view)
+            with Nursery() as nursery:
+                ending = execute(todo, out, at_once, order_of, nursery, view)
         finally:
             view.close()
         tables = write(plan, out, ending.errors)
@@ -59,28 +71,28 @@ def run(plan: Plan, out: Path, jobs: int | None, console: Console, *, quiet: boo
 
 
 def listing(plan: Plan, out: Path) -> str:
-    """All cases with what became of them so far in `out`, a line each."""
-    states = ["finished" if is_finished(out, case) else "to do" for case in plan.cases]
+    """The chosen cases with what became of them so far in `out`, a line each."""
+    states = ["finished" if is_finished(out, case) else "to do" for case in plan.chosen]
     lines = [
         f"{case.digest}  {state:8}  {case.title}"
-        for case, state in zip(plan.cases, states, strict=True)
+        for case, state in zip(plan.chosen, states, strict=True)
     ]
     total = f"{plural(len(lines), 'case')}, {states.count('finished')} finished"
     return "\n".join([*lines, total])
 
 
 def _todo(plan: Plan, out: Path) -> list[Case]:
-    """The cases without a result; of those that are the same run, the first."""
-    different = {case.digest: case for case in reversed(plan.cases)}
+    """The chosen cases without a result; of those that are the same run, the first."""
+    different = {case.digest: case for case in reversed(plan.chosen)}
     open_ = {digest for digest, case in different.items() if not is_finished(out, case)}
-    return [case for case in plan.cases if different[case.digest] is case and case.digest in open_]
+    return [case for case in plan.chosen if different[case.digest] is case and case.digest in open_]
 
 
 def _default_jobs(plan: Plan) -> int:
     """As many simulations as the cores have room for; one run on processes, which takes all."""
     if plan.mode == "run":
         return 1
-    threads = max(case.config.threads for case in plan.cases)
+    threads = max(case.config.threads for case in plan.chosen)
     return max(1, len(os.sched_getaffinity(0)) // threads)
 
 

@@ -17,7 +17,7 @@ Row = tuple[Labels, Figures]
 
 
 def markdown(layout: Layout, axes: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> str:
-    """The tables of a layout, one below the other."""
+    """The tables of a layout, one below the other; rows and columns without a case are left out."""
     return "\n".join(
         _table(layout, axes, [row for row in rows if _agrees(row[0], block)], block)
         for block in blocks(axes, (*layout.rows, *layout.columns))
@@ -47,7 +47,11 @@ def cell(metric: str, values: Sequence[float | None]) -> str:
 def _table(
     layout: Layout, axes: Mapping[str, Sequence[str]], rows: Sequence[Row], block: Labels
 ) -> str:
-    heads = _combinations(axes, layout.columns)
+    heads = [
+        head
+        for head in _combinations(axes, layout.columns)
+        if any(_agrees(row[0], head) for row in rows)
+    ]
     columns = [(head, metric) for head in heads for metric in layout.metrics]
     lines = [[*layout.rows, *(_head(head, metric, layout) for head, metric in columns)]]
     for labels in _combinations(axes, layout.rows):

@@ -51,20 +51,37 @@ class Case:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What the process of a case is told, as JSON.
+
+    `path` is the folder of the case, which holds case.toml; modules of the user's own are looked
+    for in `folder`.
+    """
+
+    path: str
+    folder: str
+    mode: Mode
+    with_report: bool
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Measures:
     """`[metrics]`: what is measured of each case, by its mean accuracy over the peers.
 
     A case has converged in the first evaluated round that reaches `threshold` times the best
     accuracy of its reference: the case that differs only in what `reference` says (axis = label),
     with the same seed; itself if `reference` is empty. `targets` are accuracies, each a metric
-    rounds_to_P and bytes_to_P with P in per cent. `window` are the first and last round of
-    mean_accuracy; the default is all but round 0.
+    rounds_to_P, bytes_to_P and seconds_to_P with P in per cent. `window` are the first and last
+    round of mean_accuracy; the default is all but round 0. `small` adds the metric small_share:
+    the share of the final parameters whose absolute value is at most that.
     """
 
     threshold: float = 0.99
     reference: dict[str, object] = field(default_factory=dict)
     targets: tuple[float, ...] = ()
     window: tuple[int, int] | None = None
+    small: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 2:
@@ -73,6 +90,8 @@ class Measures:
             raise ValueError(f"targets: expected shares in (0, 1], found {list(self.targets)}")
         if self.window and not 0 <= self.window[0] <= self.window[1]:
             raise ValueError(f"window: expected first and last round, found {list(self.window)}")
+        if self.small is not None and not self.small > 0:
+            raise ValueError(f"small: expected above 0, such as 0.01, found {self.small}")
 
     @property
     def named_targets(self) -> Mapping[str, float]:
@@ -83,10 +102,10 @@ class Measures:
     def names(self) -> tuple[str, ...]:
         """Every metric, in the order of the CSV file."""
         by_target = (f"{what}_to_{name}" for name in self.named_targets for what in _TO)
-        return (*FIXED_METRICS, *by_target)
+        return (*FIXED_METRICS, *by_target, *(("small_share",) if self.small else ()))
 
 
-_TO = ("rounds", "bytes")
+_TO = ("rounds", "bytes", "seconds")
 
 
 @final
@@ -112,7 +131,7 @@ class Plan:
     """A sweep file, read: `axes` are the labels of each axis, `cases` in the order to run.
 
     `jobs` is None where the file leaves it to the machine; `reference` says in what the case that
-    convergence is measured by differs from each.
+    convergence is measured by differs from each. Of all `cases` only the `chosen` are run.
     """
 
     name: str
@@ -121,6 +140,7 @@ class Plan:
     jobs: int | None
     axes: Mapping[str, tuple[str, ...]]
     cases: tuple[Case, ...]
+    chosen: tuple[Case, ...]
     measures: Measures
     reference: Labels
     layouts: tuple[Layout, ...]

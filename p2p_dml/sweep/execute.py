@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
@@ -18,17 +14,16 @@ from typing import Protocol, final
 from p2p_dml.errors import ExitCode
 from p2p_dml.launchers.process import on_stop_signals
 from p2p_dml.sweep._folder import last_words, mark_finished, prepare
-from p2p_dml.sweep._values import Case, Fate, Mode
+from p2p_dml.sweep._processes import Nursery
+from p2p_dml.sweep._values import Case, Fate, Mode, Order
 
-Command = Callable[[Path], Sequence[str]]
-"""From the folder of a case, which holds case.toml, to the command that writes its run folder."""
+OrderOf = Callable[[Case, Path], Order]
+"""From a case and its folder, which holds case.toml, to what its process is told."""
 
 STOP_GRACE_S = 60.0
 """How long cases may take to end after a first Ctrl-C."""
 
 _POLL_S = 0.05
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
 
 
 class Watcher(Protocol):
@@ -52,18 +47,23 @@ class Ending:
     is_stopped: bool
 
 
-def command_of(mode: Mode) -> Command:
-    """The command line of a case in its own process."""
+def ordering(mode: Mode, *, with_reports: bool) -> OrderOf:
+    """Orders for cases that are run in `mode` and leave a report with pictures, or none."""
 
-    def command(path: Path) -> Sequence[str]:
-        file, run = str(path / "case.toml"), str(path / "run")
-        return [sys.executable, "-m", "p2p_dml", mode, file, "--out", run, "--quiet"]
+    def order(case: Case, path: Path) -> Order:
+        folder = str(case.config.folder.resolve())
+        return Order(path=str(path), folder=folder, mode=mode, with_report=with_reports)
 
-    return command
+    return order
 
 
 def execute(
-    cases: Sequence[Case], out: Path, jobs: int, command: Command, watcher: Watcher
+    cases: Sequence[Case],
+    out: Path,
+    jobs: int,
+    order_of: OrderOf,
+    nursery: Nursery,
+    watcher: Watcher,
 ) -> Ending:
     """Run `cases`, at most `jobs` at a time; one that fails does not stop the others.
 
@@ -72,16 +72,16 @@ def execute(
     """
     waiting = deque(cases)
     errors: dict[str, str] = {}
-    children = _Children()
+    children = _Children(nursery)
     with on_stop_signals(children.stop, each=True), _killed_at_the_end(children):
         while children.running or (waiting and not children.is_stopping):
-            while waiting and len(children.running) < jobs and not children.is_stopping:
+            while waiting and children.running < jobs and not children.is_stopping:
                 case = waiting.popleft()
-                children.start(case, prepare(out, case), command)
+                children.start(case, prepare(out, case), order_of)
                 watcher.started(case)
-            time.sleep(_POLL_S)
+            ended = children.reap(_POLL_S)
             children.heed()
-            for child, code in children.reap():
+            for child, code in ended:
                 fate, why = _conclude(child, code, is_stopping=children.is_stopping)
                 if fate == "failed":
                     errors[child.case.digest] = why
@@ -95,7 +95,6 @@ def execute(
 class _Child:
     case: Case
     path: Path
-    process: subprocess.Popen[bytes]
     since: float
 
     @property
@@ -105,13 +104,18 @@ class _Child:
 
 @final
 class _Children:
-    """The running processes, and how often a signal has asked to stop them."""
+    """The running cases, and how often a signal has asked to stop them."""
 
-    def __init__(self) -> None:
-        self.running: list[_Child] = []
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._by_path: dict[str, _Child] = {}
         self._stops = 0
         self._heeded = 0
         self._kill_at = 0.0
+
+    @property
+    def running(self) -> int:
+        return len(self._by_path)
 
     @property
     def is_stopping(self) -> bool:
@@ -127,39 +131,28 @@ class _Children:
             return
         if not self._heeded:
             self._kill_at = time.monotonic() + STOP_GRACE_S
-            self._signal(signal.SIGTERM)
+            self._nursery.signal(signal.SIGTERM)
         elif self._stops > self._heeded or time.monotonic() > self._kill_at:
-            self._signal(signal.SIGKILL)
+            self._nursery.signal(signal.SIGKILL)
         self._heeded = self._stops
 
-    def start(self, case: Case, path: Path, command: Command) -> None:
-        with (path / "log.txt").open("wb") as log:
-            process = subprocess.Popen(
-                command(path),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_environment(case),
-                start_new_session=True,  # the terminal's Ctrl-C is for us to pass on
-                preexec_fn=_end_with_parent,
-            )
-        child = _Child(case=case, path=path, process=process, since=time.monotonic())
-        self.running.append(child)
+    def start(self, case: Case, path: Path, order_of: OrderOf) -> None:
+        order = order_of(case, path)
+        (path / "log.txt").touch()
+        self._by_path[order.path] = _Child(case=case, path=path, since=time.monotonic())
+        self._nursery.begin(order)
 
-    def reap(self) -> list[tuple[_Child, int]]:
-        """Those that have ended since the last call, and their exit codes."""
-        polled = [(child, child.process.poll()) for child in self.running]
-        self.running = [child for child, code in polled if code is None]
-        return [(child, code) for child, code in polled if code is not None]
+    def reap(self, timeout_s: float) -> list[tuple[_Child, int]]:
+        """Those that have ended, and their exit codes; waits at most so long for one."""
+        codes = self._nursery.ended(timeout_s)
+        return [(self._by_path.pop(path), code) for path, code in codes.items()]
 
     def kill(self) -> None:
-        self._signal(signal.SIGKILL)
-        for child in self.running:
-            child.process.wait()
-
-    def _signal(self, number: int) -> None:
-        for child in self.running:
-            child.process.send_signal(number)
+        """Kill what runs, and wait for its end."""
+        if self._by_path:
+            self._nursery.signal(signal.SIGKILL)
+        while self._by_path:
+            self.reap(_POLL_S)
 
 
 @contextmanager
@@ -176,15 +169,3 @@ def _conclude(child: _Child, code: int, *, is_stopping: bool) -> tuple[Fate, str
         mark_finished(child.path, child.case, child.seconds)
         return "done", ""
     return ("stopped", "") if is_stopping else ("failed", last_words(child.path, code))
-
-
-def _environment(case: Case) -> dict[str, str]:
-    """Modules of the user's own are looked for beside the original run file."""
-    places = [str(case.config.folder.resolve()), os.environ.get("PYTHONPATH", "")]
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, places))}
-
-
-def _end_with_parent() -> None:
-    """Have the kernel end this process when the sweep is gone, where it can (Linux)."""
-    with suppress(AttributeError):
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -69,8 +69,11 @@ class Adjustment:
     when: dict[str, Any] = field(default_factory=dict)
 
 
-def read(path: Path, overrides: Sequence[str] = ()) -> Plan:
+def read(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) -> Plan:
     """Read a sweep file; `overrides` (`key=value`) change its base.
+
+    `only` (`axis=label`, or `seed=number`) chooses the cases to run: those that have one of the
+    labels given for each axis that is named.
 
     Raises ConfigError that says what is wrong, where, and what would be right. Whether a case can
     be run beyond the keys of its run file is for `check` to say.
@@ -79,17 +82,33 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Plan:
     file = tables.build(SweepFile, tables.read_toml(path, "sweep file"), where)
     picks, names = _picks(file, where)
     measures = tables.build(Measures, file.metrics, f"{where}.metrics")
+    cases = tuple(_cases(file, path, overrides, picks, names))
     return Plan(
         name=file.name or path.stem,
         text=path.read_text(encoding="utf-8"),
         mode=file.mode,
         jobs=file.jobs,
         axes=names,
-        cases=tuple(_cases(file, path, overrides, picks, names)),
+        cases=cases,
+        chosen=_chosen(cases, only, {**names, "seed": tuple(map(str, file.seeds))}),
         measures=measures,
         reference=_reference(measures, names, f"{where}.metrics.reference"),
         layouts=_layouts(file.table, names, measures, where),
     )
+
+
+def _chosen(cases: Sequence[Case], only: Sequence[str], names: Names) -> tuple[Case, ...]:
+    wanted: dict[str, list[str]] = {}
+    for text in only:
+        axis, equals, label = text.partition("=")
+        if not equals:
+            raise ConfigError(f"--only {text}: expected axis=label, such as strategy=dpsgd")
+        wanted.setdefault(axis.strip(), []).append(label.strip())
+    condition = read_condition(wanted, names, "--only")
+    found = tuple(c for c in cases if meets({**c.labels, "seed": str(c.seed)}, condition))
+    if not found:
+        raise ConfigError(f"--only {' --only '.join(only)}: no case of the grid has all of these")
+    return found
 
 
 def _reference(measures: Measures, names: Names, where: str) -> Labels:
@@ -102,7 +121,7 @@ def _reference(measures: Measures, names: Names, where: str) -> Labels:
 
 
 def check(plan: Plan) -> None:
-    """Build once what each case will build: data, partition, model, strategy, links.
+    """Build once what each chosen case will build: data, partition, model, strategy, links.
 
     Raises ConfigError naming the case.
     """
@@ -111,7 +130,7 @@ def check(plan: Plan) -> None:
         return json.dumps([case.config.data, "function" in case.config.train], default=str)
 
     # One data set at a time is in memory.
-    for _, cases in itertools.groupby(sorted(plan.cases, key=data_of), data_of):
+    for _, cases in itertools.groupby(sorted(plan.chosen, key=data_of), data_of):
         dataset: Dataset | None = None
         for case in cases:
             with _named(case.title):

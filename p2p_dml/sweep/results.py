@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from p2p_dml.report import Curve, write_whole
+from p2p_dml.report import Curve, Picture, Timeline, write_whole
 from p2p_dml.report.plots import curve_pictures
 from p2p_dml.sweep._folder import is_finished, run_folder
 from p2p_dml.sweep._metrics import Figures, Record, figures, read_record
 from p2p_dml.sweep._tables import blocks, markdown
 from p2p_dml.sweep._values import Case, Labels, Plan, title_of
+
+_MAX_INSTANTS = 1000
 
 Records = Mapping[str, Record]
 """What the finished cases left behind, by digest."""
@@ -30,7 +32,8 @@ def write(plan: Plan, out: Path, errors: Mapping[str, str]) -> str:
     written.
     """
     finished = {case.digest: case for case in plan.cases if is_finished(out, case)}
-    records = {digest: read_record(run_folder(out, case)) for digest, case in finished.items()}
+    small = plan.measures.small
+    records = {d: read_record(run_folder(out, case), small) for d, case in finished.items()}
     measured = _measure(plan, records)
     write_whole(out / "sweep.csv", _csv(plan, measured, errors).encode())
     text = _tables(plan, measured, errors)
@@ -120,19 +123,29 @@ def _pictures(plan: Plan, records: Records) -> Mapping[str, bytes]:
     lines = plan.layouts[0].rows[-1:] or tuple(plan.axes)[:1]
     found = {}
     for number, block in enumerate(blocks(plan.axes, lines), start=1):
-        curves = {
-            label: _over_seeds(curves)
+        finished = {
+            label: seeds
             for label in plan.axes[lines[0]]
-            if (curves := _curves(plan, records, {**block, lines[0]: label}))
+            if (seeds := _seeds(plan, records, {**block, lines[0]: label}))
         }
-        for picture in curve_pictures(curves) if curves else ():
+        for picture in _draw(finished) if finished else ():
             found[f"{_slug(number, block)}{picture.name}"] = picture.png
     return found
 
 
-def _curves(plan: Plan, records: Records, labels: Labels) -> list[Curve]:
+def _seeds(plan: Plan, records: Records, labels: Labels) -> list[Record]:
     cases = [case for case in plan.cases if dict(case.labels) == dict(labels)]
-    return [records[case.digest].curve for case in cases if case.digest in records]
+    return [records[case.digest] for case in cases if case.digest in records]
+
+
+def _draw(finished: Mapping[str, Sequence[Record]]) -> Sequence[Picture]:
+    """Pictures with a line per label; accuracy is over time as far as all seeds have that."""
+    curves = {label: _over_seeds([r.curve for r in seeds]) for label, seeds in finished.items()}
+    timelines = {label: [r.timeline for r in seeds] for label, seeds in finished.items()}
+    if not all(len(each.seconds) for seeds in timelines.values() for each in seeds):
+        return curve_pictures(curves)
+    over_time = {label: _timeline_over_seeds(seeds) for label, seeds in timelines.items()}
+    return curve_pictures(curves, over_time)
 
 
 def _slug(number: int, block: Labels) -> str:
@@ -163,9 +176,30 @@ def _over_seeds(curves: Sequence[Curve]) -> Curve:
     )
 
 
+def _timeline_over_seeds(timelines: Sequence[Timeline]) -> Timeline:
+    """The mean of several timelines from when all have begun, each as it last was at an instant."""
+    begin = max(float(each.seconds[0]) for each in timelines)
+    instants = np.unique(np.concatenate([each.seconds for each in timelines]))
+    instants = instants[instants >= begin]
+    chosen = np.linspace(0, len(instants) - 1, min(len(instants), _MAX_INSTANTS)).round()
+    seconds = instants[chosen.astype(np.int64)]
+    places = [np.searchsorted(each.seconds, seconds, side="right") - 1 for each in timelines]
+    accuracy = _stack([each.accuracy_mean for each in timelines], places)
+    many = len(timelines) > 1
+    return Timeline(
+        seconds=seconds,
+        accuracy_mean=accuracy.mean(axis=0),
+        accuracy_std=accuracy.std(axis=0, ddof=1) if many else np.zeros(len(seconds)),
+        accuracy_min=accuracy.min(axis=0),
+        accuracy_max=accuracy.max(axis=0),
+        rounds_mean=_stack([each.rounds_mean for each in timelines], places).mean(axis=0),
+        peers=np.min(_stack([each.peers for each in timelines], places), axis=0).astype(np.int64),
+    )
+
+
 def _stack(
     columns: Sequence[NDArray[np.float64]] | Sequence[NDArray[np.int64]],
     places: Sequence[NDArray[np.intp]],
 ) -> NDArray[np.float64]:
-    """Columns at the common rounds [seeds, e]."""
+    """Columns at the common rounds or instants [seeds, e]."""
     return np.stack([column[at] for column, at in zip(columns, places, strict=True)]).astype(float)

@@ -19,6 +19,7 @@ COLUMNS = (
     "round,accuracy_mean,accuracy_std,loss_mean,consensus_distance,bytes_out,seconds,"
     "accuracy_min,accuracy_max,train_loss_mean,peers"
 )
+TIMELINE_COLUMNS = "seconds,accuracy_mean,accuracy_std,accuracy_min,accuracy_max,rounds_mean,peers"
 
 PlanOf = Callable[[Mapping[str, object]], Plan]
 Finish = Callable[[Path, Case, Sequence[float]], None]
@@ -42,11 +43,19 @@ def curve_text(accuracies: Sequence[float]) -> str:
     return "\n".join([COLUMNS, *rows]) + "\n"
 
 
+def timeline_text(accuracies: Sequence[float]) -> str:
+    """The `timeline.csv` that goes with it: all had joined after 1 s."""
+    rows = [f"{2 * r + 1},{a},0.5,0,1,{r},3" for r, a in enumerate(accuracies)]
+    return "\n".join([TIMELINE_COLUMNS, *rows]) + "\n"
+
+
 def summary_of(accuracies: Sequence[float]) -> dict[str, object]:
     """The part of a `summary.json` that goes with the curve."""
     rounds = len(accuracies) - 1
     return {
+        "pace": "synchronous",
         "rounds": rounds,
+        "rounds_done": {"min": rounds, "max": rounds},
         "accuracy": {"mean": accuracies[-1]},
         "wall_s": 2.0 * rounds + 1,
         "startup_s": 1.0,
@@ -61,6 +70,7 @@ def write_run() -> Callable[[Path, Sequence[float]], None]:
     def write(run: Path, accuracies: Sequence[float]) -> None:
         run.mkdir(parents=True)
         (run / "curve.csv").write_text(curve_text(accuracies), encoding="utf-8")
+        (run / "timeline.csv").write_text(timeline_text(accuracies), encoding="utf-8")
         (run / "summary.json").write_text(json.dumps(summary_of(accuracies)), encoding="utf-8")
 
     return write

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -16,30 +16,53 @@ import pytest
 
 from p2p_dml.sweep import Plan
 from p2p_dml.sweep._folder import case_folder, is_finished, run_folder
-from p2p_dml.sweep._values import Case, Fate
-from p2p_dml.sweep.execute import Command, command_of, execute
+from p2p_dml.sweep._processes import Nursery
+from p2p_dml.sweep._values import Case, Fate, Order
+from p2p_dml.sweep.execute import OrderOf, execute, ordering
 
 PlanOf = Callable[[Mapping[str, object]], Plan]
 
-WRITE = "import sys, pathlib; pathlib.Path(sys.argv[1], 'run').mkdir()"
-FAIL = "import sys; print('starting'); sys.exit('error: peer 3 is lost')"
-HANG = "import signal, sys; print('ready', flush=True); signal.pause()"
-STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + HANG
+WRITE = "(path / 'run').mkdir()"
+FAIL = "print('starting'); print('error: peer 3 is lost'); raise SystemExit(1)"
+HANG = "print(os.getpid(), flush=True); signal.pause()"
+STUBBORN = "signal.signal(signal.SIGTERM, signal.SIG_IGN); " + HANG
+
+SERVE = """
+import os, signal, sys
+from pathlib import Path
+from p2p_dml.sweep._nursery import serve
+from p2p_dml.sweep._values import Order
+
+def act(order: Order) -> int:
+    path = Path(order.path)
+    try:
+        exec(order.folder)
+    except SystemExit as ending:
+        return int(ending.code)
+    return 0
+
+serve(act)
+"""
+"""A nursery whose cases are the scripts in their orders."""
 
 
-def _script(text: str) -> Command:
-    return lambda path: [sys.executable, "-I", "-S", "-c", text, str(path)]
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Nursery]:
+    with Nursery([sys.executable, "-c", SERVE]) as found:
+        yield found
 
 
-def _by_peers(scripts: Mapping[int, str]) -> Command:
-    """A script for each case, told apart by the number of peers in its run file."""
+def _order(case: Case, path: Path, script: str) -> Order:
+    return Order(path=str(path), folder=script, mode="simulate", with_report=False)
 
-    def command(path: Path) -> Sequence[str]:
-        text = (path / "case.toml").read_text(encoding="utf-8")
-        found = next(script for peers, script in scripts.items() if f"peers = {peers}\n" in text)
-        return _script(found)(path)
 
-    return command
+def _script(text: str) -> OrderOf:
+    return lambda case, path: _order(case, path, text)
+
+
+def _by_peers(scripts: Mapping[int, str]) -> OrderOf:
+    """A script for each case, told apart by its number of peers."""
+    return lambda case, path: _order(case, path, scripts[case.config.peers])
 
 
 @final
@@ -70,9 +93,11 @@ def cases(plan_of: PlanOf) -> Sequence[Case]:
     return plan_of({"grid": {"peers": [2, 3, 4, 5]}}).cases
 
 
-def test_cases_run_several_at_a_time(cases: Sequence[Case], tmp_path: Path) -> None:
+def test_cases_run_several_at_a_time(
+    cases: Sequence[Case], nursery: Nursery, tmp_path: Path
+) -> None:
     diary = Diary()
-    ending = execute(cases, tmp_path / "out", 2, _script(WRITE), diary)
+    ending = execute(cases, tmp_path / "out", 2, _script(WRITE), nursery, diary)
     assert (ending.errors, ending.is_stopped) == ({}, False)
     assert sorted(diary.ends) == [(peers, "done", "") for peers in "2345"]
     assert diary.most == 2
@@ -81,10 +106,12 @@ def test_cases_run_several_at_a_time(cases: Sequence[Case], tmp_path: Path) -> N
         assert run_folder(tmp_path / "out", case).is_dir()
 
 
-def test_a_failing_case_is_named_and_stops_no_other(cases: Sequence[Case], tmp_path: Path) -> None:
+def test_a_failing_case_is_named_and_stops_no_other(
+    cases: Sequence[Case], nursery: Nursery, tmp_path: Path
+) -> None:
     diary = Diary()
-    command = _by_peers({2: WRITE, 3: FAIL, 4: "raise SystemExit(4)", 5: WRITE})
-    ending = execute(cases, tmp_path / "out", 1, command, diary)
+    order_of = _by_peers({2: WRITE, 3: FAIL, 4: "raise SystemExit(4)", 5: WRITE})
+    ending = execute(cases, tmp_path / "out", 1, order_of, nursery, diary)
     assert diary.ends == [
         ("2", "done", ""),
         ("3", "failed", "peer 3 is lost (exit code 1)"),
@@ -99,33 +126,53 @@ def test_a_failing_case_is_named_and_stops_no_other(cases: Sequence[Case], tmp_p
     assert finished == [True, False, False, True]
 
 
-def test_a_killed_case_is_named_by_its_signal(cases: Sequence[Case], tmp_path: Path) -> None:
-    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
-    ending = execute(cases[:1], tmp_path / "out", 1, _script(kill), Diary())
+def test_a_killed_case_is_named_by_its_signal(
+    cases: Sequence[Case], nursery: Nursery, tmp_path: Path
+) -> None:
+    kill = "os.kill(os.getpid(), signal.SIGKILL)"
+    ending = execute(cases[:1], tmp_path / "out", 1, _script(kill), nursery, Diary())
     assert list(ending.errors.values()) == ["signal 9"]
 
 
-def test_a_half_finished_case_begins_again(cases: Sequence[Case], tmp_path: Path) -> None:
+def test_a_half_finished_case_begins_again(
+    cases: Sequence[Case], nursery: Nursery, tmp_path: Path
+) -> None:
     left = run_folder(tmp_path / "out", cases[0])
     left.mkdir(parents=True)
     (left / "summary.json").write_text("{", encoding="utf-8")
-    execute(cases[:1], tmp_path / "out", 1, _script(WRITE), Diary())
+    execute(cases[:1], tmp_path / "out", 1, _script(WRITE), nursery, Diary())
     assert is_finished(tmp_path / "out", cases[0])
     assert list(left.iterdir()) == []
 
 
-def test_modules_beside_the_run_file_are_found(cases: Sequence[Case], tmp_path: Path) -> None:
-    (tmp_path / "module_of_a_case.py").write_text("", encoding="utf-8")
-    command: Command = lambda path: [sys.executable, "-c", "import module_of_a_case"]  # noqa: E731
-    ending = execute(cases[:1], tmp_path / "out", 1, command, Diary())
-    assert ending.errors == {}
+def test_an_error_without_words_of_ours_is_the_last_line(
+    cases: Sequence[Case], nursery: Nursery, tmp_path: Path
+) -> None:
+    ending = execute(cases[:1], tmp_path / "out", 1, _script("1 / 0"), nursery, Diary())
+    assert list(ending.errors.values()) == ["ZeroDivisionError: division by zero (exit code 1)"]
+
+
+def test_what_a_case_does_to_its_process_ends_with_it(
+    cases: Sequence[Case], nursery: Nursery, tmp_path: Path
+) -> None:
+    look = "raise SystemExit('CHANGED' in os.environ); "
+    order_of = _by_peers({2: "os.environ['CHANGED'] = ''", 3: look})
+    assert not execute(cases[:2], tmp_path / "out", 1, order_of, nursery, Diary()).errors
+
+
+def test_a_nursery_that_dies_fails_its_case_alone(cases: Sequence[Case], tmp_path: Path) -> None:
+    order_of = _by_peers({2: "os.kill(os.getppid(), signal.SIGKILL); signal.pause()", 3: WRITE})
+    with Nursery([sys.executable, "-c", SERVE]) as mortal:
+        ending = execute(cases[:2], tmp_path / "out", 1, order_of, mortal, Diary())
+    assert ending.errors == {cases[0].digest: "signal 9"}
+    assert is_finished(tmp_path / "out", cases[1])
 
 
 @pytest.mark.parametrize(
     ("script", "signals"), [(HANG, 1), (STUBBORN, 2)], ids=["first ends", "second kills"]
 )
 def test_a_signal_stops_the_running_cases(
-    cases: Sequence[Case], tmp_path: Path, script: str, signals: int
+    cases: Sequence[Case], nursery: Nursery, tmp_path: Path, script: str, signals: int
 ) -> None:
     out = tmp_path / "out"
     sent: list[int] = []
@@ -138,7 +185,7 @@ def test_a_signal_stops_the_running_cases(
 
     before = signal.getsignal(signal.SIGINT)
     diary = Diary(act=press)
-    ending = execute(cases, out, 2, _script(script), diary)
+    ending = execute(cases, out, 2, _script(script), nursery, diary)
     assert (ending.errors, ending.is_stopped) == ({}, True)
     assert sorted(diary.ends) == [("2", "stopped", ""), ("3", "stopped", "")]
     assert not any(is_finished(out, case) for case in cases)
@@ -146,7 +193,9 @@ def test_a_signal_stops_the_running_cases(
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_an_error_of_our_own_leaves_no_process(cases: Sequence[Case], tmp_path: Path) -> None:
+def test_an_error_of_our_own_leaves_no_process(
+    cases: Sequence[Case], nursery: Nursery, tmp_path: Path
+) -> None:
     pids: list[int] = []
 
     def fail() -> None:
@@ -155,9 +204,8 @@ def test_an_error_of_our_own_leaves_no_process(cases: Sequence[Case], tmp_path: 
             pids.append(int(pid))
             raise OSError("no more room")
 
-    script = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
     with pytest.raises(OSError, match="no more room"):
-        execute(cases[:1], tmp_path / "out", 1, _script(script), Diary(act=fail))
+        execute(cases[:1], tmp_path / "out", 1, _script(HANG), nursery, Diary(act=fail))
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
 
@@ -166,21 +214,28 @@ HOST = """
 import sys
 from pathlib import Path
 from p2p_dml import sweep
+from p2p_dml.sweep._processes import Nursery
+from p2p_dml.sweep._values import Order
 from p2p_dml.sweep.execute import execute
 from p2p_dml.sweep.view import View
 from rich.console import Console
 
-file, script = Path(sys.argv[1]), sys.argv[2]
+file, program, script = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 cases = sweep.read(file).cases[:1]
 view = View(1, 1, Console(), lambda: 0.0, quiet=True)
-execute(cases, file.parent / "out", 1, lambda path: [sys.executable, "-c", script], view)
+
+def order_of(case, path):
+    return Order(path=str(path), folder=script, mode="simulate", with_report=False)
+
+with Nursery([sys.executable, "-c", program]) as nursery:
+    execute(cases, file.parent / "out", 1, order_of, nursery, view)
 """
 
 
 def test_no_case_outlives_a_killed_sweep(cases: Sequence[Case], tmp_path: Path) -> None:
     log = case_folder(tmp_path / "out", cases[0]) / "log.txt"
-    script = "import os, signal; print(os.getpid(), flush=True); signal.pause()"
-    host = subprocess.Popen([sys.executable, "-c", HOST, str(tmp_path / "sweep.toml"), script])
+    file = str(tmp_path / "sweep.toml")
+    host = subprocess.Popen([sys.executable, "-c", HOST, file, SERVE, STUBBORN])
     _wait_until(lambda: log.exists() and log.read_text(encoding="utf-8").endswith("\n"))
     child = int(log.read_text(encoding="utf-8"))
     host.kill()
@@ -204,10 +259,14 @@ def _wait_until(holds: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("mode", ["simulate", "run"])
-def test_a_case_is_a_command_of_ours(tmp_path: Path, mode: str) -> None:
-    command = command_of("simulate" if mode == "simulate" else "run")(tmp_path)
-    file, run = str(tmp_path / "case.toml"), str(tmp_path / "run")
-    assert list(command) == [
-        sys.executable, "-m", "p2p_dml", mode, file, "--out", run, "--quiet",
-    ]  # fmt: skip
+@pytest.mark.parametrize("with_reports", [False, True])
+def test_an_order_says_where_what_and_how(
+    cases: Sequence[Case], tmp_path: Path, with_reports: bool
+) -> None:
+    order = ordering("run", with_reports=with_reports)(cases[0], tmp_path / "case")
+    assert order == Order(
+        path=str(tmp_path / "case"),
+        folder=str(tmp_path),
+        mode="run",
+        with_report=with_reports,
+    )

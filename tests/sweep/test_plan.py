@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,67 @@ def test_base_is_a_file_with_its_own_paths(tmp_path: Path) -> None:
     assert (plan.name, config.name) == ("study", f"study: {plan.cases[0].title}")
 
 
+# ---- choosing cases --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sweep_file(plan_of: PlanOf, tmp_path: Path) -> Path:
+    plan_of({"base": BASE, "grid": GRID, "seeds": [7, 3]})
+    return tmp_path / "sweep.toml"
+
+
+@pytest.mark.parametrize(
+    ("only", "chosen"),
+    [
+        ([], range(8)),
+        (["strategy=local"], [1, 3, 5, 7]),
+        (["strategy=local", "partition.alpha=0.5"], [1, 5]),
+        (["strategy=local", "strategy=dpsgd", "seed=3"], [4, 5, 6, 7]),
+        (["partition.alpha = 1.0", "seed=7"], [2, 3]),
+    ],
+    ids=str,
+)
+def test_only_some_cases_are_chosen(
+    sweep_file: Path, only: list[str], chosen: Sequence[int]
+) -> None:
+    plan = sweep.read(sweep_file, only=only)
+    assert plan.chosen == tuple(plan.cases[place] for place in chosen)
+    assert len(plan.cases) == 8
+    listed = sweep.listing(plan, sweep_file.parent / "out").splitlines()
+    assert [line.split()[0] for line in listed[:-1]] == [case.digest for case in plan.chosen]
+
+
+@pytest.mark.parametrize(
+    ("only", "says"),
+    [
+        ("strategy", ["--only strategy", "axis=label"]),
+        ("stratgy=local", ["--only.stratgy", "'strategy'"]),
+        ("strategy=loca", ["--only.strategy", "'local'"]),
+        ("seed=1", ["--only.seed", "valid: 3, 7"]),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_named(
+    sweep_file: Path, only: str, says: list[str]
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        sweep.read(sweep_file, only=[only])
+    assert all(text in str(caught.value) for text in says), str(caught.value)
+
+
+def test_a_choice_of_nothing_is_refused(plan_of: PlanOf, tmp_path: Path) -> None:
+    plan_of(
+        {"base": BASE, "grid": GRID, "exclude": [{"strategy": "local", "partition.alpha": 1.0}]}
+    )
+    with pytest.raises(ConfigError, match="no case of the grid has all of these"):
+        sweep.read(tmp_path / "sweep.toml", only=["strategy=local", "partition.alpha=1.0"])
+
+
+def test_cases_that_are_not_chosen_need_not_run_here(plan_of: PlanOf, tmp_path: Path) -> None:
+    """Such as those of a data set that is not on this machine."""
+    plan_of({"grid": {"data": ["digits", "digts"]}})
+    sweep.check(sweep.read(tmp_path / "sweep.toml", only=["data=digits"]))
+
+
 # ---- digests ---------------------------------------------------------------------------------
 
 
@@ -233,6 +294,8 @@ STRATEGY = {"strategy": ["dpsgd", "local"]}
         ({"grid": STRATEGY, "metrics": {"treshold": 1}}, ["metrics.treshold", "'threshold'"]),
         ({"grid": STRATEGY, "metrics": {"threshold": 0.0}}, ["metrics", "threshold", "above 0"]),
         ({"grid": STRATEGY, "metrics": {"targets": [60]}}, ["metrics", "targets", "shares"]),
+        ({"grid": STRATEGY, "metrics": {"small": 0.0}}, ["metrics", "small", "above 0"]),
+        ({"grid": STRATEGY, "table": {"metric": "small_share"}}, ["table.metric", "small_share"]),
         ({"grid": STRATEGY, "metrics": {"window": [5, 2]}}, ["metrics", "window", "[5, 2]"]),
         ({"grid": STRATEGY, "metrics": {"reference": {"strategy": "dpsg"}}}, ["'dpsgd'"]),
         (

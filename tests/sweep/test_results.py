@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from p2p_dml.sweep import Plan
 from p2p_dml.sweep._metrics import read_record
 from p2p_dml.sweep._values import Case
-from p2p_dml.sweep.results import _over_seeds, write
+from p2p_dml.sweep.results import _over_seeds, _timeline_over_seeds, write
 
 PlanOf = Callable[[Mapping[str, object]], Plan]
 Finish = Callable[[Path, Case, Sequence[float]], None]
@@ -129,5 +130,23 @@ def test_mean_and_spread_over_seeds(
     assert both.bytes_out.tolist() == [0, 100]
     assert both.seconds.tolist() == [0, 2]
     alone = _over_seeds([one])
+    assert np.array_equal(alone.accuracy_mean, one.accuracy_mean)
+    assert not alone.accuracy_std.any()
+
+
+def test_time_over_seeds_holds_what_was_last_known(
+    tmp_path: Path, write_run: Callable[[Path, Sequence[float]], None]
+) -> None:
+    """By hand: one seed is evaluated at 1, 3 and 5 s, the other at 2 s and 4 s."""
+    write_run(tmp_path / "a", [0.25, 0.5, 1.0])
+    write_run(tmp_path / "b", [0.75, 0.25])
+    one, other = (read_record(tmp_path / name).timeline for name in "ab")
+    both = _timeline_over_seeds([one, replace(other, seconds=np.array([2.0, 4.0]))])
+    assert both.seconds.tolist() == [2, 3, 4, 5]
+    assert both.accuracy_mean.tolist() == [0.5, 0.625, 0.375, 0.625]
+    assert both.accuracy_min.tolist() == [0.25, 0.5, 0.25, 0.25]
+    assert both.rounds_mean.tolist() == [0, 0.5, 1, 1.5]
+    assert both.peers.tolist() == [3, 3, 3, 3]
+    alone = _timeline_over_seeds([one])
     assert np.array_equal(alone.accuracy_mean, one.accuracy_mean)
     assert not alone.accuracy_std.any()
