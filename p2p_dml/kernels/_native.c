@@ -2,12 +2,14 @@
  *
  * A plain shared library, called through ctypes (_native.py): no Python, torch or OpenMP in here,
  * no state between calls, so it may be used before and after a fork. Every function works on flat
- * arrays of n values; `mean` may be one of the inputs, as a tile is written after it was read.
+ * arrays of n values; `mean` may be one of the inputs, as values are written after they were read.
  * Threads start and end within a call, and give the results of one.
  *
  * The logarithm and the exponential are minimax polynomials (Remez' algorithm) on the reduced
  * ranges of Sun's fdlibm and Moshier's Cephes. Their relative errors are 3e-8 and 4e-9 in float32,
- * 8e-18 and 6e-18 in float64, not counting the rounding of their evaluation.
+ * 8e-18 and 6e-18 in float64, not counting the rounding of their evaluation. Power means of float32
+ * have shorter ones on processors with AVX-512 (_native_avx512.h), so the last bits of a result may
+ * differ between processors, as they do between those with and without fused multiplication.
  */
 
 #include <pthread.h>
@@ -31,6 +33,11 @@
 #define CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define CLONES
+#endif
+
+/* Tests leave it out, to reach what other processors run. */
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(PORTABLE)
+#define HAS_AVX512
 #endif
 
 typedef struct {
@@ -58,6 +65,9 @@ typedef void work_t(const job_t *job, int64_t begin, int64_t end);
     {0.693147188f, 0.2402265108f, 0.05550357105f, 0.009618030771f, 0.001339086685f, \
      0.00015469735f}
 #include "_native_kernel.h"
+#ifdef HAS_AVX512
+#include "_native_avx512.h"
+#endif
 #undef REAL
 #undef BITS
 #undef SIGNED
@@ -126,6 +136,16 @@ static void run(const job_t *job, work_t *work, int64_t n, int threads)
             pthread_join(started[t], NULL);
 }
 
+/* The fastest power mean of float32 that the processor can compute. */
+static work_t *power_mean_of_floats(void)
+{
+#ifdef HAS_AVX512
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"))
+        return power_mean_avx512;
+#endif
+    return power_mean_f32;
+}
+
 /* The functions of the library; `xs` are `models` arrays of n doubles if `wide`, else floats. */
 
 void p2p_mean(const void *xs, const double *weights, int64_t models, int64_t n, int wide,
@@ -144,7 +164,7 @@ void p2p_power_mean(const void *xs, const double *weights, int64_t models, int64
     job.slope = slope;
     if (p > 1 && p <= LARGEST_ODD && p == (int)p && (int)p % 2 == 1)
         job.odd = (int)p;
-    run(&job, wide ? power_mean_f64 : power_mean_f32, n, threads);
+    run(&job, wide ? power_mean_f64 : power_mean_of_floats(), n, threads);
 }
 
 /* x.y, x.x and y.y of the two arrays `xs`, in `sums`; always by one thread, in one order. */

@@ -1,12 +1,18 @@
-"""The compiled kernels against torch and wider arithmetic; threads and cuts must not show."""
+"""The compiled kernels against torch and wider arithmetic; threads and cuts must not show.
+
+What depends on the processor is tested twice: as it was built, and without AVX-512.
+"""
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +43,35 @@ def both(xs: list[Tensor], weights: list[float], p: float) -> tuple[Tensor, Tens
     return power_mean(xs, weights, p, slope=slope), slope
 
 
+@pytest.fixture(scope="session")
+def portable(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The compiled kernels as a processor without AVX-512 runs them."""
+    if shutil.which("cc") is None:
+        pytest.skip("no cc here")
+    path = tmp_path_factory.mktemp("portable") / "_compiled.so"
+    source = ROOT / "p2p_dml" / "kernels" / "_native.c"
+    flags = ["-O1", "-std=gnu11", "-fno-math-errno", "-fno-trapping-math", "-DPORTABLE"]
+    command = ["cc", *flags, "-shared", "-fPIC", "-pthread", str(source), "-o", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    with pytest.MonkeyPatch.context() as patch:
+        spec = ModuleSpec("_compiled", None, origin=str(path))
+        patch.setattr(importlib.util, "find_spec", lambda name: spec)
+        library = _native.load("")
+    assert library is not None
+    return library
+
+
+@pytest.fixture(params=["as built", "portable"])
+def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test with both power means of float32 that the library holds."""
+    if _native.library is None:
+        pytest.skip("the compiled kernels were not built, or are switched off")
+    name: str = request.param
+    if name == "portable":
+        monkeypatch.setattr(_native, "library", request.getfixturevalue("portable"))
+    return name
+
+
 @pytest.fixture
 def threads() -> Iterator[None]:
     """Give torch back its number of threads."""
@@ -45,7 +80,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(number)
 
 
-@built
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("p", DEGREES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_native_and_torch_agree(
@@ -76,8 +111,8 @@ def bound(ratio: NDArray[np.floating], dtype: torch.dtype) -> NDArray[np.floatin
     return allowed
 
 
-@built
-@pytest.mark.parametrize("p", [1.5, 3.0, 5.0, 9.0, 31.0])
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("p", [1.5, 3.0, 5.0, 9.0, 31.0, 33.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_ratio_over_its_whole_range_is_accurate(p: float, dtype: torch.dtype) -> None:
     """Models 1 and -r with weights a and 1 - a, a so small that the mean follows r."""
@@ -92,7 +127,7 @@ def test_a_ratio_over_its_whole_range_is_accurate(p: float, dtype: torch.dtype) 
     assert (np.abs(got.numpy()[kept] / expected - 1) <= bound(np.abs(expected), dtype)).all()
 
 
-@built
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("p", [1.5, 4.0, 33.0, 301.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_weight_over_its_whole_range_is_accurate(p: float, dtype: torch.dtype) -> None:
@@ -113,7 +148,7 @@ def magnitudes(dtype: torch.dtype) -> NDArray[np.float64]:
     return np.exp2(np.linspace(lowest, np.nextafter(highest, 0), 3000))
 
 
-@built
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("p", DEGREES[1:])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_equal_models_of_every_magnitude_keep_their_value(p: float, dtype: torch.dtype) -> None:
@@ -126,7 +161,7 @@ def test_equal_models_of_every_magnitude_keep_their_value(p: float, dtype: torch
         torch.testing.assert_close(got, x, rtol=2 * ULP[dtype], atol=torch.finfo(dtype).tiny * 1e-7)
 
 
-@built
+@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("p", [1.0, 3.0, 4.5, 9.0])
 @pytest.mark.parametrize("begin", [0, 1, 5, BLOCK, TILE - 1])
 @pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, TILE, 2 * TILE + 1])
@@ -140,8 +175,7 @@ def test_where_a_tensor_is_cut_does_not_show(p: float, begin: int, size: int) ->
     assert torch.equal(weighted_power_mean([x[piece] for x in xs], weights, p), whole[piece])
 
 
-@built
-@pytest.mark.usefixtures("threads")
+@pytest.mark.usefixtures("compiled", "threads")
 @pytest.mark.parametrize("p", [1.0, 3.0, 4.5])
 def test_the_number_of_threads_does_not_show(p: float) -> None:
     xs, weights = draw(3, 400_001), [0.2, 0.5, 0.3]
@@ -208,6 +242,33 @@ def test_degree_1_is_the_mean_by_the_general_way_too() -> None:
     xs, weights = [x.abs() for x in draw(3, 100)], [0.2, 0.5, 0.3]
     linear = weighted_power_mean(xs, weights, 1.0)
     torch.testing.assert_close(power_mean(xs, weights, 1.0), linear, rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("p", [3.0, 9.0, 4.5, 101.5])
+@pytest.mark.parametrize("bad", [float("inf"), -float("inf"), float("nan")])
+def test_only_coordinates_that_are_not_finite_become_nan(p: float, bad: float) -> None:
+    xs, weights = draw(3, BLOCK + 20), [0.2, 0.5, 0.3]
+    clean = both(xs, weights, p)
+    xs[1] = xs[1].clone()
+    xs[1][::7] = bad
+    for found, without in zip(both(xs, weights, p), clean, strict=True):
+        assert found[::7].isnan().all()
+        found[::7] = without[::7]
+        assert torch.equal(found, without)
+    assert weighted_power_mean(xs, weights, p).isnan().nonzero().flatten().tolist() == list(
+        range(0, BLOCK + 20, 7)
+    )
+
+
+@pytest.mark.usefixtures("compiled")
+@pytest.mark.parametrize("p", [3.0, 9.0, 4.5, 101.5])
+def test_zeros_give_0_and_no_slope(p: float) -> None:
+    zeros = torch.zeros(BLOCK + 5)
+    for xs in ([zeros, zeros, -zeros], [zeros + 2, zeros - 2, zeros]):  # nothing, or it cancels
+        mean, slope = both(xs, [0.25, 0.25, 0.5], p)
+        assert not mean.any() and not slope.any()
+        assert not weighted_power_mean(xs, [0.25, 0.25, 0.5], p).any()
 
 
 @built
