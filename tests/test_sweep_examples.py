@@ -21,7 +21,17 @@ SWEEPS = sorted(path for path in FILES if path.name not in ("base.toml", "mnist.
 
 def test_the_tables_of_the_paper_are_here() -> None:
     names = {path.stem for path in SWEEPS}
-    assert names >= {"table2", "table3", "table4", "degree", "near_zero", "time", "wall_time"}
+    assert names >= {
+        "table2",
+        "table3",
+        "table4",
+        "degree",
+        "near_zero",
+        "cnn",
+        "variants",
+        "time",
+        "wall_time",
+    }
 
 
 @pytest.mark.parametrize("file", SWEEPS, ids=lambda path: path.stem)

@@ -68,3 +68,16 @@ def test_own_loader_takes_the_other_keys(own_module: str) -> None:
 def test_errors(own_module: str, table: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         data.load(table)
+
+
+def test_testing_on_the_first_samples_only() -> None:
+    whole, some = data.load({"name": "digits"}), data.load({"name": "digits", "test_samples": 7})
+    assert np.array_equal(some.test_x, whole.test_x[:7])
+    assert np.array_equal(some.test_y, whole.test_y[:7])
+    assert some.num_samples == whole.num_samples
+
+
+@pytest.mark.parametrize("limit", [0, 361, 2.5, True, "all"])
+def test_a_wrong_number_of_test_samples_is_refused(limit: object) -> None:
+    with pytest.raises(ConfigError, match=r"data\.test_samples: expected .* from 1 to 360, found"):
+        data.load({"name": "digits", "test_samples": limit})
