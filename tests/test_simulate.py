@@ -36,7 +36,7 @@ from p2p_dml.types import (
     Tensors,
 )
 
-EXAMPLES = Path(__file__).parents[1] / "examples" / "asynchronous"
+EXAMPLE = Path(__file__).parents[1] / "examples" / "asynchronous" / "mnist.toml"
 
 
 @dataclass
@@ -342,9 +342,8 @@ def test_batched_peers_have_the_clocks_of_lock_step(tmp_path: Path) -> None:
         np.testing.assert_allclose(seconds, [0, 2, 4, 6], atol=1e-5)
 
 
-@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
-def test_an_example_runs(file: Path, tmp_path: Path) -> None:
-    run = config.load(file, ["duration_s=5", "data=digits", "train.steps=1"])
+def test_the_example_runs(tmp_path: Path) -> None:
+    run = config.load(EXAMPLE, ["duration_s=5", "data=digits", "train.steps=1"])
     outcome = simulated.simulate(run, tmp_path / "out", lambda path, started: lambda: None)
     recorded = report.load(outcome.folder)
     done = {peer.peer: len(peer.rounds.round) for peer in recorded.peers}
