@@ -11,7 +11,6 @@ removed; when the nursery is gone, the kernel kills them. No peer outlives its l
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -19,19 +18,15 @@ import select
 import shutil
 import signal
 import sys
-import traceback
 from pathlib import Path
-from typing import NoReturn
 
 import numpy.ma
 import numpy.random  # noqa: F401
 import torch._dynamo  # noqa: F401  (the first optimiser imports it: 1 s and 75 MB)
 
-from p2p_dml.errors import ExitCode
+from p2p_dml.launchers.process import fork
 from p2p_dml.launchers.single import Assignment, run_assignment
 from p2p_dml.types import PeerId
-
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
@@ -58,38 +53,8 @@ def main() -> None:
 
 
 def _fork(assignment: Assignment) -> int:
-    pid = os.fork()
-    if pid == 0:
-        _be_peer(assignment)
-    return pid
-
-
-def _be_peer(assignment: Assignment) -> NoReturn:
-    """Run one peer and leave; nothing of the nursery's own may run after this."""
-    code = int(ExitCode.FAILED)
-    try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.setpgid(0, 0)
-        _redirect(Path(assignment.run) / "logs" / f"peer-{assignment.me:03d}.log")
-        code = int(run_assignment(assignment))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _redirect(log: Path) -> None:
-    """Point standard input at nothing, standard output and error at the peer's log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    null, file = (
-        os.open(os.devnull, os.O_RDONLY),
-        os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND),
-    )
-    os.dup2(null, 0)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    log = Path(assignment.run) / "logs" / f"peer-{assignment.me:03d}.log"
+    return fork(lambda: run_assignment(assignment), log, own_group=True)
 
 
 def _launcher_is_gone() -> bool:

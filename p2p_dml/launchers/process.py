@@ -1,16 +1,62 @@
-"""What a process does to itself: signals, memory settings and memory figures (Linux, glibc)."""
+"""Forked processes; and what one does to itself: signals, memory (Linux, glibc)."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
+from typing import NoReturn
+
+from p2p_dml.errors import ExitCode
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PR_SET_PDEATHSIG = 1  # prctl.h
+
+
+def fork(act: Callable[[], int], log: Path, *, own_group: bool = False) -> int:
+    """Fork a process that runs `act` and ends with the code it returns; returns its id.
+
+    It is killed with this one, reads nothing, and writes to `log`; nothing of this one's own runs
+    in it after `act`. `own_group`: signals to the group of this one do not reach it.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _be_child(act, log, own_group)
+    return pid
+
+
+def _be_child(act: Callable[[], int], log: Path, own_group: bool) -> NoReturn:
+    code = int(ExitCode.FAILED)
+    try:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if own_group:
+            os.setpgid(0, 0)
+        _redirect(log)
+        code = int(act())
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _redirect(log: Path) -> None:
+    """Point standard input at nothing, standard output and error at `log`."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    null = os.open(os.devnull, os.O_RDONLY)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(null, 0)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
 
 
 @contextmanager

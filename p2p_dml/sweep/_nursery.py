@@ -11,28 +11,24 @@ kernel kills them. No case outlives its sweep.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
 import select
 import signal
-import sys
-import traceback
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy.ma
 import numpy.random  # noqa: F401
 import torch._dynamo  # noqa: F401  (the first optimiser imports it: 1 s and 75 MB)
 
-from p2p_dml.errors import ExitCode
+from p2p_dml.launchers.process import fork
 from p2p_dml.sweep._values import Order
 from p2p_dml.sweep._work import work
 
-_PR_SET_PDEATHSIG = 1
 _POLL_S = 0.02
 
 
@@ -64,33 +60,7 @@ def _obey(message: Any, children: dict[int, str], act: Callable[[Order], int]) -
         _signal(children, message["signal"])
         return
     order = Order(**message)
-    pid = os.fork()
-    if pid == 0:
-        _be_case(order, act)
-    children[pid] = order.path
-
-
-def _be_case(order: Order, act: Callable[[Order], int]) -> NoReturn:
-    """Run one case and leave; nothing of the nursery's own may run after this."""
-    code = int(ExitCode.FAILED)
-    try:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        _redirect(Path(order.path, "log.txt"))
-        code = act(order)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def _redirect(log: Path) -> None:
-    """Point standard input at nothing, standard output and error at the case's log."""
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1)
-    os.dup2(file, 2)
+    children[fork(lambda: act(order), Path(order.path, "log.txt"))] = order.path
 
 
 def _signal(pids: Iterable[int], number: int) -> None:
