@@ -16,10 +16,9 @@ import pytest
 import tomli_w
 from typer.testing import CliRunner, Result
 
-from p2p_dml import cli, sweep
+from p2p_dml import cli, report, sweep
 from p2p_dml.errors import ConfigError, ExitCode
 from p2p_dml.events import read_events
-from p2p_dml.sweep._work import write_figures
 
 BASE: Mapping[str, object] = {
     "peers": 3,
@@ -107,7 +106,7 @@ def test_only_some_of_it_with_reports_and_then_the_rest(tmp_path: Path) -> None:
     assert _call(file, "--out", str(out), *one).exit_code == ExitCode.DONE
     (page,) = out.glob("cases/*/run/report.html")
     by_report = _figures(page.parent)
-    write_figures(page.parent)
+    report.write_figures(page.parent)
     assert _figures(page.parent) == by_report
     states = [(row["strategy"], row["seed"], row["state"]) for row in _rows(out / "sweep.csv")]
     assert [state for state in states if state[2] == "done"] == [("local", "1", "done")]

@@ -11,7 +11,6 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
-from p2p_dml.hypernet._signal import Alignment, alignments
 from p2p_dml.hypernet.bounded import HyperNet, HyperNetState
 from p2p_dml.hypernet.paper import PaperNet, PaperNetState
 
@@ -40,12 +39,10 @@ class DegreeModel(Protocol[N]):
 AnyDegreeModel = DegreeModel[Any]
 
 __all__ = [
-    "Alignment",
     "AnyDegreeModel",
     "DegreeModel",
     "HyperNet",
     "HyperNetState",
     "PaperNet",
     "PaperNetState",
-    "alignments",
 ]

@@ -1,25 +1,19 @@
-"""Signed powers and scaled chunks, shared by the power mean and its derivative."""
+"""The power mean and its derivative in the degree, compiled or by torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from p2p_dml.kernels import _native
 
-CHUNK = 1 << 16
-"""Elements worked on at a time: the scratch rows of a chunk stay in the processor's cache."""
-
 STACKED = 1 << 17
 """Elements of all models together that a power mean works on at a time."""
 
 LOG_OF_ZERO = -1e4
 """Stands for ln 0: its exponential is 0 in every dtype, and 0 times it is 0, not NaN."""
-
-Fold = Callable[[Sequence[Tensor], Tensor, Tensor], None]
-"""(chunks of the inputs, scratch rows [rows, n], chunk of the result to fill)."""
 
 
 def check_degree(p: float) -> None:
@@ -46,24 +40,6 @@ def _odd_power(x: Tensor, p: int, out: Tensor) -> Tensor:
     return out
 
 
-def by_chunks(xs: Sequence[Tensor], rows: int, fold: Fold, out: Tensor | None = None) -> Tensor:
-    """Run `fold` over flat chunks of equally shaped tensors; returns `out`, new if not given.
-
-    `out` may be one of xs: a chunk is written after all of it was read. Then no memory of the
-    tensors' size is needed. Scratch is float32 for half-precision inputs and of the inputs' dtype
-    otherwise.
-    """
-    result = out if out is not None and out.is_contiguous() else empty_like(xs[0])
-    target, flat = result.view(-1), [x.detach().reshape(-1) for x in xs]
-    dtype = torch.promote_types(result.dtype, torch.float32)
-    scratch = torch.empty((rows, min(CHUNK, target.numel())), dtype=dtype, device=target.device)
-    for begin in range(0, target.numel(), CHUNK):
-        piece = target[begin : begin + CHUNK]
-        parts = [x[begin : begin + CHUNK].to(dtype) for x in flat]
-        fold(parts, scratch[:, : piece.numel()], piece)
-    return result if out is None or result is out else out.copy_(result)
-
-
 def power_mean(
     xs: Sequence[Tensor],
     weights: Sequence[float],
@@ -73,9 +49,14 @@ def power_mean(
 ) -> Tensor:
     """Power mean of degree p, and in the same pass its derivative in p into `slope` if given.
 
-    `out` may be one of xs, `slope` may not and must be contiguous. See `means.weighted_power_mean`
-    for the former and `mirror.power_mean_slope` for the latter.
+    `out` may be one of xs, `slope` may not and must be contiguous. For the mean see
+    `means.weighted_power_mean`. With r_j = |x_j|/M, M = max_j |x_j|, S = sum_j a_j sgn(x_j) r_j^p
+    and S' = dS/dp the derivative is M sgn(S)|S|^(1/p) (S'/(p S) - ln|S|/p^2), which does not depend
+    on the scale of `xs`; 0 where the mean is 0. It is unbounded where inputs of both signs cancel
+    (S -> 0); values are cut at +-M, because no coordinate of the power mean ever leaves [-M, M].
+    Raises ValueError if p < 1.
     """
+    check_degree(p)
     heard = [(x.detach(), a) for x, a in zip(xs, weights, strict=True) if a != 0]
     models, shares = [x for x, _ in heard], [a for _, a in heard]
     result = out if out is not None and out.is_contiguous() else empty_like(xs[0])

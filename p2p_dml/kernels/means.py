@@ -12,14 +12,16 @@ their inputs alone.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from p2p_dml.kernels import _native
-from p2p_dml.kernels._power import by_chunks, check_degree, empty_like, power_mean
+from p2p_dml.kernels._power import empty_like, power_mean
 from p2p_dml.types import Inbox, Tensors
+
+CHUNK = 1 << 16
+"""Elements that torch works on at a time: the scratch of a chunk stays in the processor's cache."""
 
 
 def weighted_mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
@@ -39,10 +41,7 @@ def weighted_power_mean(
     finite; where M is below the smallest normal number, odd degrees from 7 on may give 0.
     Source: Du et al. 2024 (HyperPrism), eq. (2). Raises ValueError if p < 1.
     """
-    check_degree(p)
-    if p == 1:
-        return _weighted_sum(xs, weights, out)
-    return power_mean(xs, weights, p, out)
+    return _weighted_sum(xs, weights, out) if p == 1 else power_mean(xs, weights, p, out)
 
 
 def mix_mean(own: Mapping[str, Tensor], inbox: Inbox) -> None:
@@ -80,17 +79,21 @@ def mix_power_mean(
 def _weighted_sum(
     xs: Sequence[Tensor], weights: Sequence[float], out: Tensor | None = None
 ) -> Tensor:
-    result = empty_like(xs[0]) if out is None else out
-    if not (_native.takes([*xs, result]) and result.is_contiguous()):
-        return by_chunks(xs, 1, partial(_fold_sum, weights=weights), out)
-    _native.mean([x.detach() for x in xs], weights, result)
-    return result
+    result = out if out is not None and out.is_contiguous() else empty_like(xs[0])
+    if _native.takes([*xs, result]):
+        _native.mean([x.detach() for x in xs], weights, result)
+    else:
+        _sum_by_chunks([x.detach().reshape(-1) for x in xs], weights, result.view(-1))
+    return result if out is None or result is out else out.copy_(result)
 
 
-def _fold_sum(
-    xs: Sequence[Tensor], scratch: Tensor, out: Tensor, *, weights: Sequence[float]
-) -> None:
-    total = torch.mul(xs[0], weights[0], out=scratch[0])
-    for x, weight in zip(xs[1:], weights[1:], strict=True):
-        total.add_(x, alpha=weight)
-    out.copy_(total)
+def _sum_by_chunks(xs: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
+    """With torch, so that no memory of the tensors' size is needed; half precision in float32."""
+    dtype = torch.promote_types(out.dtype, torch.float32)
+    scratch = torch.empty(min(CHUNK, out.numel()), dtype=dtype, device=out.device)
+    for begin in range(0, out.numel(), CHUNK):
+        first, *rest = (x[begin : begin + CHUNK].to(dtype) for x in xs)
+        total = torch.mul(first, weights[0], out=scratch[: first.numel()])
+        for x, weight in zip(rest, weights[1:], strict=True):
+            total.add_(x, alpha=weight)
+        out[begin : begin + CHUNK].copy_(total)

@@ -37,10 +37,10 @@ __all__ = [
     "final_table",
     "human_bytes",
     "load",
-    "measure_timeline",
     "plural",
     "survey_table",
     "write",
+    "write_figures",
     "write_whole",
 ]
 
@@ -58,13 +58,7 @@ def write(run: Path, schedule: LinkSchedule | None = None) -> Path:
     from p2p_dml.report.page import run_page
     from p2p_dml.report.plots import run_pictures
 
-    recorded = load(run)
-    curve = measure_curve(recorded)
-    timeline = measure_timeline(recorded)
-    summary = summarise(recorded, curve)
-    write_whole(run / "summary.json", summary_json(summary).encode())
-    write_whole(run / "curve.csv", curve_csv(curve).encode())
-    write_whole(run / "timeline.csv", curve_csv(timeline).encode())
+    recorded, summary, curve, timeline = write_figures(run)
     pictures = run_pictures(recorded, curve, timeline)
     if schedule is not None:
         pictures.append(_graph_picture(schedule, recorded))
@@ -72,6 +66,20 @@ def write(run: Path, schedule: LinkSchedule | None = None) -> Path:
     page = run / "report.html"
     write_whole(page, run_page(recorded, summary, pictures).encode())
     return page
+
+
+def write_figures(run: Path) -> tuple[Run, Summary, Curve, Timeline]:
+    """Write summary.json, curve.csv and timeline.csv, the report without pictures and page.
+
+    Returns what they hold. Raises as `write` does.
+    """
+    recorded = load(run)
+    curve, timeline = measure_curve(recorded), measure_timeline(recorded)
+    summary = summarise(recorded, curve)
+    write_whole(run / "summary.json", summary_json(summary).encode())
+    write_whole(run / "curve.csv", curve_csv(curve).encode())
+    write_whole(run / "timeline.csv", curve_csv(timeline).encode())
+    return recorded, summary, curve, timeline
 
 
 def compare(runs: Sequence[Path], out: Path) -> Path:

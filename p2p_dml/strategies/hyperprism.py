@@ -8,7 +8,6 @@ from typing import Literal, final
 
 import torch
 
-from p2p_dml.hypernet import alignments
 from p2p_dml.kernels.means import mix_power_mean
 from p2p_dml.strategies._checks import check_positive
 from p2p_dml.strategies._degree import DegreeSchedule, read_degree
@@ -21,7 +20,14 @@ from p2p_dml.strategies._learned import (
     make_network,
 )
 from p2p_dml.strategies._mapped import SENT, mix_mapped
-from p2p_dml.strategies._signal import VERDICT, mix_with_secant, pooled, remove_scale, verdicts
+from p2p_dml.strategies._signal import (
+    VERDICT,
+    alignments,
+    mix_with_secant,
+    pooled,
+    remove_scale,
+    verdicts,
+)
 from p2p_dml.tensors import clone, tmap
 from p2p_dml.types import Inbox, Learner, Links, Need, Outbox, Payload, Tensors
 

@@ -13,8 +13,6 @@ from p2p_dml.config import RunConfig
 from p2p_dml.errors import ExitCode, P2PError
 from p2p_dml.launchers import local, simulated
 from p2p_dml.launchers.local import Outcome
-from p2p_dml.report import measure_timeline
-from p2p_dml.report.summary import curve_csv, measure_curve, summarise, summary_json
 from p2p_dml.sweep._values import Mode, Order
 
 
@@ -31,19 +29,6 @@ def work(order: Order) -> int:
         return int(error.exit_code)
 
 
-def write_figures(run: Path) -> None:
-    """Write summary.json, curve.csv and timeline.csv: the report without pictures and page."""
-    recorded = report.load(run)
-    curve = measure_curve(recorded)
-    texts = {
-        "summary.json": summary_json(summarise(recorded, curve)),
-        "curve.csv": curve_csv(curve),
-        "timeline.csv": curve_csv(measure_timeline(recorded)),
-    }
-    for name, text in texts.items():
-        report.write_whole(run / name, text.encode())
-
-
 def _work(settings: RunConfig, run: Path, order: Order) -> int:
     outcome = _run(settings, run, order.mode)
     if outcome.verdict:
@@ -51,7 +36,7 @@ def _work(settings: RunConfig, run: Path, order: Order) -> int:
     elif outcome.exit_code is ExitCode.DONE and order.with_report:
         report.write(run, schedule_of(settings))
     elif outcome.exit_code is ExitCode.DONE:
-        write_figures(run)
+        report.write_figures(run)
     return int(outcome.exit_code)
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from p2p_dml.kernels.mixing import metropolis
+from p2p_dml.links.static import Complete, Ring
 from p2p_dml.strategies import STRATEGIES
 from p2p_dml.tables import build
 from p2p_dml.tensors import clone
@@ -167,16 +168,12 @@ def draw_learners(
     ]
 
 
-def ring(count: int) -> Graph:
-    return Graph(tuple(tuple(sorted({(i - 1) % count, (i + 1) % count})) for i in range(count)))
-
-
-def complete(count: int) -> Graph:
-    return Graph(tuple(tuple(j for j in range(count) if j != i) for i in range(count)))
-
-
 def graph_for(strategy: AnyStrategy, count: int = NUM_PEERS) -> Graph:
-    return complete(count) if Need.COMPLETE in strategy.needs else ring(count)
+    return (
+        Complete(num_peers=count)(0)
+        if Need.COMPLETE in strategy.needs
+        else Ring(num_peers=count)(0)
+    )
 
 
 def advance(
@@ -368,7 +365,7 @@ def test_linear_mixing_keeps_the_mean(name: str, params: Params, lost: Collectio
     "degree", [1.0, 1, {"representation": 1.0}, {"start": 1.0, "time_constant": 3.0}]
 )
 def test_hyperprism_of_degree_1_is_dpsgd_bit_for_bit(degree: object, dtype: torch.dtype) -> None:
-    graph, lost = ring(NUM_PEERS), {(0, 1), (3, 2)}
+    graph, lost = Ring(num_peers=NUM_PEERS)(0), {(0, 1), (3, 2)}
     prism = make("hyperprism", {"degree": degree})
     linear = run(make("dpsgd", {}), draw_learners(dtype=dtype), graph, 8, lost)
     power = run(prism, draw_learners(dtype=dtype), graph, 8, lost)
@@ -376,15 +373,19 @@ def test_hyperprism_of_degree_1_is_dpsgd_bit_for_bit(degree: object, dtype: torc
 
 
 def test_a_learned_degree_bound_to_1_is_dpsgd_bit_for_bit() -> None:
-    linear = run(make("dpsgd", {}), draw_learners(), ring(NUM_PEERS), 8)
-    power = run(make("hyperprism", {"p_max": 1.0}), draw_learners(), ring(NUM_PEERS), 8)
+    linear = run(make("dpsgd", {}), draw_learners(), Ring(num_peers=NUM_PEERS)(0), 8)
+    power = run(
+        make("hyperprism", {"p_max": 1.0}), draw_learners(), Ring(num_peers=NUM_PEERS)(0), 8
+    )
     assert torch.equal(linear.models, power.models)
 
 
 def test_allreduce_with_one_local_step_is_gradient_descent_on_the_mean() -> None:
     learners = draw_learners(10, same_start=True)
     x = flatten(learners[0].params)
-    done = run(make("allreduce", {}), draw_learners(10, same_start=True), complete(10), 50)
+    done = run(
+        make("allreduce", {}), draw_learners(10, same_start=True), Complete(num_peers=10)(0), 50
+    )
     for _ in range(50):
         gradients = [q.a.T @ (q.a @ x - q.b) for q in learners]
         x = x - 0.1 * torch.stack(gradients).mean(0)
@@ -393,7 +394,7 @@ def test_allreduce_with_one_local_step_is_gradient_descent_on_the_mean() -> None
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_allreduce_leaves_all_peers_bit_identical(dtype: torch.dtype) -> None:
-    done = run(make("allreduce", {}), draw_learners(7, dtype=dtype), complete(7), 4)
+    done = run(make("allreduce", {}), draw_learners(7, dtype=dtype), Complete(num_peers=7)(0), 4)
     assert torch.equal(done.models, done.models[:1].expand(7, -1))
 
 

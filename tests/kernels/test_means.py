@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from p2p_dml.kernels._power import CHUNK, signed_power
+from p2p_dml.kernels._power import signed_power
 from p2p_dml.kernels.means import (
+    CHUNK,
     mix_mean,
     mix_power_mean,
     weighted_mean,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from p2p_dml.errors import ConfigError
+from p2p_dml.kernels._power import power_mean
 from p2p_dml.kernels.means import weighted_power_mean
-from p2p_dml.kernels.mirror import power_mean_slope
 from p2p_dml.strategies.hyperprism import HyperPrism, HyperPrismState
 from p2p_dml.tables import build
 from p2p_dml.types import Inbox, Neighbourhood, Part, Payload, Tensors
@@ -155,7 +155,8 @@ def test_the_state_keeps_the_slope_at_the_mix_for_the_papers_signal() -> None:
     state = play(strategy, strategy.init(learner, 0), learner, {1: models[1], 2: models[2]})
     assert state.degrees["representation"] == pytest.approx(4.0)
     xs = [own["conv"], models[1]["conv"], models[2]["conv"]]
-    expected = power_mean_slope(xs, [0.25, 0.25, 0.5], state.degrees["representation"])
+    expected = torch.empty_like(own["conv"])
+    power_mean(xs, [0.25, 0.25, 0.5], state.degrees["representation"], slope=expected)
     assert torch.equal(state.change["conv"], expected)
 
 
