@@ -52,7 +52,8 @@ class Samples:
             x = x.to(self._dtype)
         if self._scale is not None:
             x = x.sub_(self._scale[0]).div_(self._scale[1])
-        return x, y
+        # Channels side by side: on a CPU pooling takes a fifth of the time so, convolutions less.
+        return (x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x), y
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples in order, in batches of bounded memory (at most 500)."""

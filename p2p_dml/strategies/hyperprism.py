@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Literal, final
@@ -19,6 +20,7 @@ from p2p_dml.strategies._learned import (
     groups,
     make_network,
 )
+from p2p_dml.strategies._length import power_mean_lengths, stretch
 from p2p_dml.strategies._mapped import SENT, mix_mapped
 from p2p_dml.strategies._signal import (
     VERDICT,
@@ -68,6 +70,10 @@ class HyperPrism:
     number on the wire for each layer group), "paper" is the plain -<Δ, dw̄/dp>. None: as `hypernet`
     learns best, "neighbourhood" for "bounded" and "paper" for "paper".
 
+    `length`: every tensor of the mix is stretched to the length that its power mean of this degree
+    has, so that the degree itself decides on the direction only; "own" leaves lengths alone. None:
+    p_max for a degree learned by the "bounded" network in a model of several layers, else "own".
+
     Variants: `hypernet` "paper": softmax over odd degrees, starting as drawn (see `PaperNet`).
     `groups` "layers": a degree for each layer. `odd`: the nearest odd degree is used. `frozen`:
     degrees are drawn and stay. `shared`: all peers tend to one degree, by gossip. `degree_at`
@@ -83,6 +89,7 @@ class HyperPrism:
     start_decision: float | None = None
     rate: float | None = None
     memory: float | None = None
+    length: float | Literal["own"] | None = None
     signal: Signal | None = None
     hypernet: Network = "bounded"
     groups: Grouping = "parts"
@@ -96,6 +103,8 @@ class HyperPrism:
     def __post_init__(self) -> None:
         learns = read_degree(self.degree) is None
         check_positive(mirror_lr=self.mirror_lr)
+        if isinstance(self.length, int | float) and not 1 <= self.length < math.inf:
+            raise ValueError(f"length: expected 'own' or a degree of at least 1, got {self.length}")
         self._learned.network.init(self._starts, torch.Generator())
         for item in fields(self) if not learns else ():
             value = getattr(self, item.name)
@@ -193,6 +202,7 @@ class HyperPrism:
     ) -> None:
         group_of = groups(learner, self.groups)
         per_tensor = {name: degrees[group] for name, group in group_of.items()}
+        lengths = self._lengths(learner, inbox, per_tensor)
         if self.degree_at == "sender" or pull:
             at_sender = {name: SENT + group for name, group in group_of.items()}
             sent = at_sender if self.degree_at == "sender" else {}
@@ -201,8 +211,21 @@ class HyperPrism:
             mix_power_mean(learner.params, inbox, per_tensor, change or None)
         else:
             mix_with_secant(learner.params, inbox, per_tensor, change)
+        stretch(learner.params, lengths)
         if change and self._signal != "paper":
             remove_scale(change, learner.params, group_of)
+
+    def _lengths(
+        self, learner: Learner, inbox: Inbox, degrees: Mapping[str, float]
+    ) -> dict[str, float]:
+        length = self.length
+        if length is None:
+            learns = read_degree(self.degree) is None and self.hypernet == "bounded"
+            several = len(set(groups(learner, "layers").values())) > 1
+            length = self.p_max if learns and several else "own"
+        if length == "own":
+            return {}
+        return power_mean_lengths(learner.params, inbox, degrees, float(length))
 
     def _scalars(self, state: HyperPrismState, signal: Mapping[str, float]) -> dict[str, float]:
         assert state.learned is not None

@@ -42,9 +42,9 @@ TRAINING: list[tuple[str, Params]] = [
     ("allreduce", {}),
     ("hyperprism", {}),
     ("hyperprism", {"signal": "own", "p_max": 9.0}),
-    ("hyperprism", {"degree": 9.0}),
-    ("hyperprism", {"degree": {"representation": 1.0, "decision": 4.5}}),
+    ("hyperprism", {"degree": {"representation": 9.0, "decision": 4.5}}),
     ("hyperprism", {"degree": {"start": 15.0, "end": 1.0, "time_constant": 2.0}}),
+    ("hyperprism", {"degree": 1.0, "length": 9.0}),
     ("hyperprism", {"hypernet": "paper"}),
     ("hyperprism", {"groups": "layers", "odd": True}),
     ("hyperprism", {"degree_at": "sender"}),
@@ -169,11 +169,8 @@ def draw_learners(
 
 
 def graph_for(strategy: AnyStrategy, count: int = NUM_PEERS) -> Graph:
-    return (
-        Complete(num_peers=count)(0)
-        if Need.COMPLETE in strategy.needs
-        else Ring(num_peers=count)(0)
-    )
+    kind = Complete if Need.COMPLETE in strategy.needs else Ring
+    return kind(num_peers=count)(0)
 
 
 def advance(

@@ -116,6 +116,9 @@ def test_the_default_is_a_learned_degree() -> None:
         ({"start_representation": 0.0}, r"strategy: representation: expected a degree from 1"),
         ({"rate": -1.0}, r"strategy: rate = -1\.0: expected"),
         ({"memory": 1.0}, r"strategy: memory = 1\.0: expected"),
+        ({"length": 0.5}, r"strategy: length: expected 'own' or a degree of at least 1, got 0\.5"),
+        ({"length": float("inf")}, r"strategy: length: expected 'own' or a degree of at least 1"),
+        ({"length": "mine"}, r"strategy\.length: .*found str 'mine'"),
         ({"signal": "mine"}, r"strategy\.signal: .*'neighbourhood', 'own' or 'paper'"),
     ],
 )
@@ -164,7 +167,7 @@ def test_the_state_keeps_the_slope_at_the_mix_for_the_papers_signal() -> None:
 def test_the_state_keeps_what_the_degree_changed_but_for_scale(
     degree: float, probed: float
 ) -> None:
-    strategy = HyperPrism(start_representation=degree)
+    strategy = HyperPrism(start_representation=degree, length="own")
     learner = PushedLearner()
     xs = [learner.params["conv"].clone(), draw(1)["conv"], draw(2)["conv"]]
     state = play(strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
