@@ -1,14 +1,13 @@
 """The life of a peer: rounds of training, exchanging and mixing, free of sockets.
 
 `PeerLoop.run` is a generator, as a strategy's round is: it yields the next exchange and is sent
-what was delivered, and yields None when all of a round is mixed. `drive` runs it over a blocking
-transport; `p2p_dml.simulate` runs all peers' loops in lock step over memory. Both therefore run the
-same code, line by line.
+what was delivered, and yields None when all of a round is mixed. `p2p_dml.drive` runs it over a
+blocking transport; `p2p_dml.simulate` runs all peers' loops in lock step over memory. Both
+therefore run the same code, line by line.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
@@ -16,7 +15,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from p2p_dml.errors import ExitCode, IsolationError
+from p2p_dml.errors import ExitCode, IsolationError, WireError
 from p2p_dml.events import (
     PHASES,
     Checkpointed,
@@ -33,6 +32,7 @@ from p2p_dml.pace import Clock, Slowness, WallClock
 from p2p_dml.tensors import mismatch
 from p2p_dml.types import (
     AnyStrategy,
+    Coded,
     Inbox,
     Learner,
     Mail,
@@ -42,9 +42,9 @@ from p2p_dml.types import (
     Part,
     Payload,
     PeerId,
+    Sent,
     Tag,
     Tensors,
-    Transport,
 )
 
 LOOKAHEAD = 8
@@ -252,18 +252,19 @@ class PeerLoop:
         """One round of the strategy; its state changes only when the round is complete."""
         self._walk.seek(Tag(self.round))
         steps = self._strategy.round(state, self._meter, self._walk)
-        outbox, state = self._advance(steps, None)
+        sent, state = self._advance(steps, None)
         self._pause()
-        while outbox is not None:
+        while sent is not None:
+            outbox = sent.outbox if isinstance(sent, Coded) else sent
             tag, hood = self._walk.tag, self._walk.now
             upcoming = (
                 self.neighbours(self.round + LOOKAHEAD, 1) if tag.exchange == 0 else frozenset()
             )
             delivery = yield Exchange(tag, outbox, tuple(hood.in_weights), upcoming)
             assert delivery is not None
-            inbox = self._inbox(hood, outbox, delivery)
+            inbox = self._inbox(hood, sent, delivery)
             self._walk.advance()
-            outbox, state = self._advance(steps, inbox)
+            sent, state = self._advance(steps, inbox)
         return state
 
     def _pause(self) -> None:
@@ -275,9 +276,9 @@ class PeerLoop:
             self._tally.seconds["train"] += self._clock.now() - begin
 
     def _advance(
-        self, steps: Generator[Outbox, Inbox, object], inbox: Inbox | None
-    ) -> tuple[Outbox | None, object]:
-        """Run the strategy to its next exchange (outbox) or its end (None and the new state)."""
+        self, steps: Generator[Sent, Inbox, object], inbox: Inbox | None
+    ) -> tuple[Sent | None, object]:
+        """Run the strategy to what it sends next, or to its end (None and the new state)."""
         begin, trained_s = self._clock.now(), self._meter.seconds
         try:
             return (next(steps) if inbox is None else steps.send(inbox)), None
@@ -288,16 +289,29 @@ class PeerLoop:
             self._tally.seconds["train"] += trained_s
             self._tally.seconds["mix"] += self._clock.now() - begin - trained_s
 
-    def _inbox(self, hood: Neighbourhood, outbox: Outbox, delivery: Delivery) -> Inbox:
-        """Keep what conforms to what this peer sent itself; the rest counts as missing."""
-        own = next(iter(outbox.values()), None)
+    def _reader(self, sent: Sent) -> Callable[[PeerId, Payload], Payload]:
+        """How payloads of an exchange are read: as the strategy says, or as they are if alike."""
+        if isinstance(sent, Coded):
+            return sent.read
+        own = next(iter(sent.values()), None)
+        expected = own.tensors if own else self._learner.params
+
+        def as_it_is(sender: PeerId, payload: Payload) -> Payload:
+            if wrong := mismatch(payload.tensors, expected):
+                raise WireError(wrong)
+            return payload
+
+        return as_it_is
+
+    def _inbox(self, hood: Neighbourhood, sent: Sent, delivery: Delivery) -> Inbox:
+        """Keep what can be read; the rest counts as missing."""
+        read = self._reader(sent)
         good: dict[PeerId, Payload] = {}
         for sender, payload in delivery.mail.on_time.items():
-            wrong = mismatch(payload.tensors, own.tensors if own else self._learner.params)
-            if wrong is None:
-                good[sender] = payload
-            else:
-                self._on_event(Rejected(sender, self.round, wrong))
+            try:
+                good[sender] = read(sender, payload)
+            except WireError as error:
+                self._on_event(Rejected(sender, self.round, str(error)))
         reachable = len(good) + (0 if self._plan.waits else delivery.mail.silent)
         if reachable < min(self._plan.min_neighbours, len(hood.in_weights)):
             self._note_isolation(len(good))
@@ -361,28 +375,6 @@ class PeerLoop:
         # Not after the last round: others have ended by then, and pages shared by fewer count more.
         if self._memory and self.round in (1, (self._plan.rounds + 1) // 2):
             self._on_event(Memory(self.round, *self._memory()))
-
-
-def drive(loop: PeerLoop, transport: Transport, straggler_s: float) -> ExitCode:
-    """Run a peer's loop over a blocking transport, to the end or to the first error."""
-    rounds = loop.run()
-    delivery: Delivery | None = None
-    mail: Mail | None = None
-    while True:
-        try:
-            exchange = rounds.send(delivery)
-        except StopIteration as end:
-            code: ExitCode = end.value
-            return code
-        delivery = mail = None  # the last exchange's models may go before new ones come
-        if exchange is None:
-            continue
-        begin = time.perf_counter()
-        transport.expect(exchange.upcoming)
-        bytes_out = transport.post(exchange.tag, exchange.outbox)
-        sent = time.perf_counter()
-        mail = transport.collect(exchange.tag, exchange.senders, straggler_s)
-        delivery = Delivery(mail, bytes_out, sent - begin, time.perf_counter() - sent)
 
 
 def _is_due(round_: int, every: int) -> bool:

@@ -41,6 +41,21 @@ class Payload:
 Outbox = Mapping[PeerId, Payload]
 
 
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """An outbox whose payloads need not look alike, and how those of others are read.
+
+    `read` is given a sender and its payload and returns what shall stand in the inbox; it raises
+    WireError if the payload makes no sense, which then counts as missing.
+    """
+
+    outbox: Outbox
+    read: Callable[[PeerId, Payload], Payload]
+
+
+Sent = Outbox | Coded
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Tag:
     """The place of an exchange in the run: rounds count from 1, exchanges of a round from 0."""
@@ -223,8 +238,9 @@ class Strategy(Protocol[S]):
     """What is sent and how it is combined. Hyper-parameters are frozen; what changes is in S.
 
     S is None or a dataclass of tensors, dicts of tensors, numbers, and nested ones of these, so
-    that a checkpoint can hold it. `round` is a generator: it yields an outbox for each of its
-    `exchanges`, is sent the inbox of that exchange, and returns the state for the next round.
+    that a checkpoint can hold it. `round` is a generator: it yields what to send in each of its
+    `exchanges`, is sent the inbox of that exchange, and returns the state for the next round. Of a
+    plain outbox all payloads are of one layout, and so must be what comes.
     """
 
     @property
@@ -239,7 +255,7 @@ class Strategy(Protocol[S]):
         """State before round 0. `seed` differs between peers (private randomness)."""
         ...
 
-    def round(self, state: S, learner: Learner, links: Links) -> Generator[Outbox, Inbox, S]: ...
+    def round(self, state: S, learner: Learner, links: Links) -> Generator[Sent, Inbox, S]: ...
 
     def report(self, state: S) -> Mapping[str, float]:
         """Figures worth a curve of their own (degree per layer group, …), by name."""

@@ -18,7 +18,7 @@ LEVELS = (
     ("kernels", "links", "plugins"),
     ("strategies", "hypernet"),
     ("wire", "events", "config", "liveness", "mailbox", "pace"),
-    ("peer", "simulate", "checkpoint"),
+    ("peer", "drive", "simulate", "checkpoint"),
     ("transports", "learners", "data", "models"),
     ("assemble",),
     ("launchers", "report", "sweep", "cli"),
@@ -31,7 +31,8 @@ NEVER = [
     ("kernels", {"zmq", "socket", "time", "torch.distributed", "random"}),
     ("links", {"zmq", "socket", "time", "torch.distributed", "random"}),
     ("transports", {"p2p_dml.models", "p2p_dml.learners", "p2p_dml.strategies", "p2p_dml.data"}),
-    ("peer", {"zmq", "socket", "p2p_dml.transports"}),
+    ("peer", {"zmq", "socket", "time", "p2p_dml.transports"}),
+    ("drive", {"zmq", "socket", "p2p_dml.transports"}),
     ("mailbox", {"zmq", "socket", "time"}),
 ]
 """(top-level module, what it never imports)."""

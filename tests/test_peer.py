@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 from torch import Tensor
 
-from p2p_dml.errors import ExitCode, IsolationError
-from p2p_dml.events import Event, Isolated, RoundDone
+from p2p_dml.errors import ExitCode, IsolationError, WireError
+from p2p_dml.events import Event, Isolated, Rejected, RoundDone
 from p2p_dml.kernels.mixing import metropolis
 from p2p_dml.links import Walk
 from p2p_dml.pace import Slowness, VirtualClock
 from p2p_dml.peer import Delivery, PeerLoop, Plan
 from p2p_dml.strategies import DPSGD, SGP, Local
-from p2p_dml.types import AnyStrategy, Graph, Mail, Part, Payload, Tensors
+from p2p_dml.types import (
+    AnyStrategy,
+    Coded,
+    Graph,
+    Inbox,
+    Learner,
+    Links,
+    Mail,
+    Need,
+    Part,
+    Payload,
+    PeerId,
+    Sent,
+    Tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -169,3 +183,37 @@ def test_slowness_is_training_time(strategy: AnyStrategy, work_s: float, seconds
     driven.run(mail(1, 2))
     trained = [event.seconds["train"] for event in driven.events if isinstance(event, RoundDone)]
     assert trained == [seconds, seconds]
+
+
+@dataclass(frozen=True)
+class Signed:
+    """Sends nothing; adds up the absolute values that it hears and refuses what is below 0."""
+
+    needs: frozenset[Need] = frozenset()
+    exchanges: int = 1
+
+    def init(self, learner: Learner, seed: int) -> None:
+        return None
+
+    def round(self, state: None, learner: Learner, links: Links) -> Generator[Sent, Inbox, None]:
+        inbox = yield Coded({}, self._read)
+        for payload in inbox.messages.values():
+            learner.params["x"].add_(payload.tensors["absolute"])
+
+    def report(self, state: None) -> Mapping[str, float]:
+        return {}
+
+    def _read(self, sender: PeerId, payload: Payload) -> Payload:
+        if payload.tensors["signed"].item() < 0:
+            raise WireError(f"below 0 from {sender}")
+        return Payload({"absolute": payload.tensors["signed"].abs()})
+
+
+def test_a_coded_message_is_read_as_the_strategy_says_and_missing_if_it_cannot_be() -> None:
+    driven = Driven(Plan(rounds=1, seed=0), Signed())
+    given = {j: Payload({"signed": torch.tensor([x])}) for j, x in ((1, 3.0), (2, -5.0))}
+    assert driven.run(Mail(given)) is ExitCode.DONE
+    assert driven.learner.x.item() == 3.0
+    refused = [event for event in driven.events if isinstance(event, Rejected)]
+    assert [(each.sender, each.why) for each in refused] == [(2, "below 0 from 2")]
+    assert [e.missing for e in driven.events if isinstance(e, RoundDone)] == [[2]]

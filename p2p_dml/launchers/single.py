@@ -18,6 +18,7 @@ from p2p_dml import config as run_files
 from p2p_dml import data
 from p2p_dml.assemble import Blueprint, blueprint, check_needs, learner_of, load_data, loop_of
 from p2p_dml.config import RunConfig
+from p2p_dml.drive import drive
 from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError, exit_code_of
 from p2p_dml.events import Event, EventLog, Finished, Joined, Started, event_file
 from p2p_dml.launchers import folder
@@ -29,7 +30,7 @@ from p2p_dml.launchers.process import (
 )
 from p2p_dml.launchers.rendezvous import register
 from p2p_dml.learners import FunctionLearner, SupervisedLearner
-from p2p_dml.peer import PeerLoop, drive
+from p2p_dml.peer import PeerLoop
 from p2p_dml.tensors import num_bytes, num_elements
 from p2p_dml.transports.zeromq import Limits, ZeroMQTransport
 from p2p_dml.types import Need, PeerId
