@@ -22,9 +22,16 @@ from p2p_dml.data import Dataset
 from p2p_dml.errors import ConfigError
 from p2p_dml.events import Event
 from p2p_dml.kernels.mixing import RULES, is_doubly_stochastic, mixing_matrix
-from p2p_dml.learners import Fleet, FunctionLearner, SupervisedLearner, Training, obstacle
+from p2p_dml.learners import (
+    Fleet,
+    FunctionLearner,
+    SupervisedLearner,
+    Training,
+    obstacle,
+    own_counts,
+)
 from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
-from p2p_dml.models import build_model
+from p2p_dml.models import build_model, redraw
 from p2p_dml.pace import PACES, Asynchronous, Clock, Pace, Slowness, draw_stragglers
 from p2p_dml.peer import LOOKAHEAD, LocalLearner, PeerLoop, Plan
 from p2p_dml.strategies import STRATEGIES
@@ -92,6 +99,7 @@ def blueprint(
 ) -> Blueprint:
     """Put together what all peers share; ConfigError with the path in the run file."""
     plugins.look_in(config.folder)
+    check_evaluation(config, dataset, shards or {})
     schedule = schedule_of(config)
     rule = tables.choose(RULES, config.mixing, "mixing")
     strategy, pace = strategy_of(config), pace_of(config)
@@ -147,6 +155,7 @@ def model_of(config: RunConfig, dataset: Dataset | None) -> nn.Module:
             is_tokens=dataset.is_tokens,
         )
     name, rest = plugins.take_name(config.model, "model")
+    init = rest.pop("init", None)
     if not plugins.is_object_path(name):
         raise ConfigError(
             f"model.name: with [train] function the model is yours too: expected "
@@ -157,7 +166,8 @@ def model_of(config: RunConfig, dataset: Dataset | None) -> nn.Module:
         module = plugins.call(name, rest, "model")
     if not isinstance(module, nn.Module):
         raise ConfigError(f"model: {name!r} must return a torch.nn.Module, found {module!r}")
-    return module.to(dtype)
+    redraw(module.to(dtype), init, config.seed)
+    return module
 
 
 def learner_of(
@@ -169,7 +179,13 @@ def learner_of(
         return own_learner(config.train, model, config, me)
     training = tables.build(Training, config.train, "train")
     return SupervisedLearner(
-        model, shared.dataset, shared.shards[me], training, seed=config.seed, peer=me
+        model,
+        shared.dataset,
+        shared.shards[me],
+        training,
+        seed=config.seed,
+        peer=me,
+        evaluate_on=config.evaluate_on,
     )
 
 
@@ -188,7 +204,7 @@ def fleet_of(shared: Blueprint, model: nn.Module) -> Fleet:
     assert dataset is not None
     training = tables.build(Training, config.train, "train")
     shards = [shared.shards[peer] for peer in range(config.peers)]
-    return Fleet(model, dataset, shards, training, seed=config.seed)
+    return Fleet(model, dataset, shards, training, seed=config.seed, evaluate_on=config.evaluate_on)
 
 
 def own_learner(table: Table, model: nn.Module, config: RunConfig, me: PeerId) -> FunctionLearner:
@@ -307,6 +323,19 @@ _FIXES = {
     Need.STATIC: "choose links that do not change, such as ring",
     Need.COMPLETE: 'set links = "complete"',
 }
+
+
+def check_evaluation(config: RunConfig, dataset: Dataset | None, shards: Shards) -> None:
+    """Whether the peers can be tested as `evaluate_on` says; ConfigError if they cannot."""
+    if config.evaluate_on == "all":
+        return
+    if dataset is None:
+        raise ConfigError(
+            'evaluate_on: "own" is for data sets of [data]; a training function of your own comes '
+            'with test data of your own; expected "all"'
+        )
+    for rows in shards.values():
+        own_counts(dataset, rows)
 
 
 def check_pace(shared: Blueprint) -> None:

@@ -96,6 +96,9 @@ class RunConfig(_Section):
     model: Table = Field({"name": "softmax"}, description="model: name, parameters")
     train: Table = Field({}, description="local training: optimiser, lr, steps; or function")
     evaluate_every: int = Field(1, ge=0, description="rounds between evaluations; 0 = at the end")
+    evaluate_on: Literal["all", "own"] = Field(
+        "all", description="test samples: all, or those of the peer's own mix of classes"
+    )
     checkpoint_every: int = Field(0, ge=0, description="rounds between checkpoints; 0 = at the end")
     min_neighbours: int = Field(1, ge=0, description="heard fewer: the round is local only")
     max_isolated_rounds: int = Field(10, ge=1, description="exchanges in isolation before exit 4")

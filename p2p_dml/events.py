@@ -50,7 +50,7 @@ class RoundDone:
     `bytes_out`/`bytes_in` are payload bytes. `neighbours` counts whom the peer should have heard,
     `missing` those it did not (their weights sum to `lost_weight`, returned to self). `age` is the
     mean age in rounds of the models mixed, None where each is used once. `seconds` holds the
-    `PHASES`. `degrees` is what the strategy reports (HyperPrism: degree per layer group).
+    `PHASES`. `reported` is what the strategy says of itself (HyperPrism: `degree/decision`).
     """
 
     round: int
@@ -63,7 +63,7 @@ class RoundDone:
     lost_weight: float = 0.0
     age: float | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
-    degrees: Mapping[str, float] = field(default_factory=dict)
+    reported: Mapping[str, float] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 

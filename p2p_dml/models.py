@@ -11,12 +11,16 @@ from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import cast, final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from p2p_dml import plugins, tables
 from p2p_dml.errors import ConfigError
 from p2p_dml.types import Part
+
+_STREAM = 0x696E697469616C21  # sets the words of `redraw` apart from other users of the run's seed
 
 # Layers whose inner nn.Linear transform features; they decide nothing.
 _BLOCKS = (
@@ -180,17 +184,53 @@ def build_model(
 ) -> nn.Module:
     """Build the model that `table` names, with the same initial weights for the same `seed`.
 
-    A "package.module:factory" is called with the table's other keys only. torch's global
-    generator is left as it was. `shape` is that of one sample, `is_tokens` says that samples are
-    int64 tokens and an output is [B, L, classes], not [B, classes]. Raises ConfigError if the
-    model cannot be built or does not fit the data.
+    A "package.module:factory" is called with the table's other keys only. `init`, for every model,
+    is what `redraw` does. torch's global generator is left as it was. `shape` is that of one
+    sample, `is_tokens` says that samples are int64 tokens and an output is [B, L, classes], not
+    [B, classes]. Raises ConfigError if the model cannot be built or does not fit the data.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = _build(table, shape, classes, where).to(dtype)
+        own = {key: value for key, value in table.items() if key != "init"}
+        module = _build(own, shape, classes, where).to(dtype)
         sample = torch.zeros((1, *shape), dtype=torch.int64 if is_tokens else dtype)
         _check_output(module, sample, classes, where)
+    redraw(module, table.get("init"), seed, where)
     return module
+
+
+def redraw(module: nn.Module, init: object, seed: int, where: str = "model") -> None:
+    """Draw the parameters of 2 or more axes anew as `init` says; None leaves them as they are.
+
+    "kaiming": uniform within ± sqrt(6 / fan_in) (He et al. 2015). "signed_constant": ± sqrt(2 /
+    fan_in), either sign alike (Ramanujan et al. 2020). `fan_in` is the number of weights of one
+    output, the first axis. Words, not torch's generator: equal in every process. Biases, norms and
+    buffers stay. Raises ConfigError for another name.
+    """
+    if init is None:
+        return
+    draw = tables.choose(_INITS, init, f"{where}.init")
+    bits = np.random.Philox(key=[seed ^ _STREAM, 0])
+    with torch.no_grad():
+        for x in module.parameters():
+            if x.dim() > 1 and x.numel():
+                words = bits.random_raw(x.numel()).reshape(x.shape)
+                x.copy_(torch.from_numpy(draw(words, x.numel() // len(x))))
+
+
+def _kaiming(words: NDArray[np.uint64], fan_in: int) -> NDArray[np.float64]:
+    return np.asarray((words >> 11) * 2.0**-52 - 1) * math.sqrt(6 / fan_in)
+
+
+def _signed_constant(words: NDArray[np.uint64], fan_in: int) -> NDArray[np.float64]:
+    bound = math.sqrt(2 / fan_in)
+    return np.where(words >> 63, bound, -bound)
+
+
+_INITS: Mapping[str, Callable[[NDArray[np.uint64], int], NDArray[np.float64]]] = {
+    "kaiming": _kaiming,
+    "signed_constant": _signed_constant,
+}
 
 
 def parts(module: nn.Module) -> dict[str, Part]:

@@ -368,7 +368,7 @@ class PeerLoop:
                 lost_weight=tally.lost_weight,
                 age=fmean(tally.ages) if tally.ages else None,
                 seconds=tally.seconds,
-                degrees=self._strategy.report(state),
+                reported=self._strategy.report(state),
                 metrics=self._learner.metrics,
             )
         )

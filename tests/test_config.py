@@ -203,6 +203,7 @@ FULL: dict[str, object] = {
     "pace": {"name": "asynchronous", "max_age": 7},
     "stragglers": {"share": 0.25, "factor": 3.0, "round_s": 0.1},
     "duration_s": 60.0,
+    "evaluate_on": "own",
 }
 
 
@@ -261,6 +262,8 @@ def test_what_a_host_may_choose_is_not_canonical(changes: dict[str, object]) -> 
         {"pace": "asynchronous"},
         {"stragglers": {"share": 0.5}},
         {"duration_s": 5.0},
+        {"evaluate_on": "own"},
+        {"model": {"name": "softmax", "init": "kaiming"}},
     ],
 )
 def test_what_peers_must_agree_on_is_canonical(changes: dict[str, object]) -> None:

@@ -171,4 +171,4 @@ def test_the_shown_gradient_tracking_learns(
     simulated.simulate(config.parse(tables, tmp_path), tmp_path / "out", _ignore)
     for peer in load(tmp_path / "out").peers:
         assert peer.evaluations.accuracy[-1] > 0.8
-        assert (peer.rounds.degrees["tracked gradient"] > 0).all()
+        assert (peer.rounds.reported["tracked gradient"] > 0).all()

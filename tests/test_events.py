@@ -17,7 +17,7 @@ from p2p_dml.events import EventLog
 EVENTS: list[events.Event] = [
     events.Started(10, 5, "ipc:///a", 650, 100, [50, 50]),
     events.Joined(0.25),
-    events.RoundDone(1, 0.5, 10, 20, 2, missing=[3], seconds={"train": 0.1}, degrees={"w": 3.0}),
+    events.RoundDone(1, 0.5, 10, 20, 2, missing=[3], seconds={"train": 0.1}, reported={"w": 3.0}),
     events.RoundDone(2, None, 0, 0, 0),
     events.Evaluated(2, 0.9, None, 0.01, "AAAA"),
     events.NeighbourChanged(3, "dead", 2, 'said "goodbye"\n'),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from p2p_dml.errors import ConfigError
-from p2p_dml.models import MODELS, build_model, parts
+from p2p_dml.models import MODELS, build_model, parts, redraw
 
 Table = dict[str, object]
 IMAGES: list[tuple[Table, tuple[int, ...]]] = [
@@ -188,3 +189,83 @@ def test_own_factory_takes_the_other_keys() -> None:
 def test_models_that_do_not_fit(table: Table, shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build_model(table, shape, 7, seed=0)
+
+
+# --- initial weights ---------------------------------------------------------------------------
+
+BOUNDS = {"kaiming": 6, "signed_constant": 2}
+
+
+def weights(table: Table, dtype: torch.dtype = torch.float32, seed: int = 3) -> dict[str, Tensor]:
+    module = build_model(table, (3, 32, 32), 10, seed=seed, dtype=dtype)
+    return dict(module.state_dict())
+
+
+@pytest.mark.parametrize("init", BOUNDS)
+def test_weights_are_drawn_within_their_bound_and_biases_stay(init: str) -> None:
+    plain, drawn = weights({"name": "lenet"}), weights({"name": "lenet", "init": init})
+    fans = {"0.0.weight": 75, "0.3.weight": 400, "1.weight": 2048, "3.weight": 64}
+    assert fans.keys() == {name for name, x in plain.items() if x.dim() > 1}
+    for name, x in drawn.items():
+        if name not in fans:
+            assert torch.equal(x, plain[name])
+            continue
+        bound = (BOUNDS[init] / fans[name]) ** 0.5
+        assert float(x.abs().max()) == pytest.approx(bound, rel=0.02)
+        assert not torch.equal(x, plain[name])
+
+
+def test_kaiming_is_uniform_with_the_variance_of_its_name() -> None:
+    x = weights({"name": "lenet", "init": "kaiming"}, torch.float64)["1.weight"].flatten()
+    share = (x / (6 / 2048) ** 0.5 + 1) / 2
+    assert float(x.var()) == pytest.approx(2 / 2048, rel=0.02)
+    spread = torch.histc(share, 16, 0.0, 1.0) / len(share)
+    assert torch.allclose(spread, torch.full((16,), 1 / 16, dtype=torch.float64), atol=2e-3)
+
+
+def test_signs_are_even_and_of_one_size() -> None:
+    x = weights({"name": "lenet", "init": "signed_constant"}, torch.float64)["1.weight"]
+    size = (2 / 2048) ** 0.5
+    assert set(x.flatten().tolist()) == {-size, size}
+    assert abs(int((x > 0).sum()) - x.numel() / 2) < 5 * (x.numel() / 4) ** 0.5
+
+
+@pytest.mark.parametrize("init", BOUNDS)
+def test_init_follows_from_the_seed_alone(init: str) -> None:
+    table: Table = {"name": "resnet", "init": init}
+    torch.manual_seed(9)
+    one = weights(table)
+    torch.manual_seed(10)
+    other, next_seed = weights(table), weights(table, seed=4)
+    wide = weights(table, torch.float64)
+    for name, x in one.items():
+        assert torch.equal(x, other[name])
+        torch.testing.assert_close(x.double(), wide[name], rtol=1e-6, atol=0.0)
+    assert not torch.equal(one["0.weight"], next_seed["0.weight"])
+
+
+def test_the_words_of_an_init_are_written_down() -> None:
+    """By hand from Philox: sign and place of the first two weights."""
+    module = nn.Linear(2, 1)
+    bias = module.bias.clone()
+    words = np.random.Philox(key=[5 ^ 0x696E697469616C21, 0]).random_raw(2)
+    redraw(module, "signed_constant", 5)
+    assert module.weight[0].tolist() == [1.0 if int(word) >> 63 else -1.0 for word in words]
+    redraw(module, "kaiming", 5)
+    expected = [(2 * (int(word) >> 11) * 2.0**-53 - 1) * 3**0.5 for word in words]
+    assert module.weight[0].tolist() == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(module.bias, bias)
+
+
+def test_tied_weights_are_drawn_once_and_stay_tied() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 3))
+    module[2].weight = module[0].weight
+    redraw(module, "signed_constant", 0)
+    assert module[2].weight is module[0].weight
+    assert torch.equal(module.get_parameter("1.weight"), torch.ones(3))
+
+
+@pytest.mark.parametrize("init", ["kamming", 3, True])
+def test_an_unknown_init_is_refused(init: object) -> None:
+    with pytest.raises(ConfigError, match=r"model\.init: unknown name"):
+        build_model({"name": "softmax", "init": init}, (4,), 2, seed=0)

@@ -36,6 +36,7 @@ BASE: Mapping[str, Any] = {
 CASES: Mapping[str, Mapping[str, Any]] = {
     "local": {"strategy": "local"},
     "dpsgd": {},
+    "own classes": {"evaluate_on": "own", "model": {"name": "mlp", "init": "kaiming"}},
     "adam": {"train": {"optimiser": "adam", "lr": 0.01, "steps": 3}},
     "allreduce": {"strategy": "allreduce", "links": "complete"},
     "p=9": {"strategy": {"name": "hyperprism", "degree": 9.0}},

@@ -77,30 +77,34 @@ class Dirichlet:
 class ClassesPerPeer:
     """Each peer holds `classes` classes; a class's samples are split equally among its holders.
 
-    Of its share of each class a peer keeps `fraction`, then at most `samples_per_peer` samples of
-    all. A class that nobody draws is not used. `fraction = 0.2` with 4 classes and 20 peers is
-    the split of Tian et al. 2025 (MCE-PL).
+    Of several numbers of `classes` peer i has number i, from the first again after the last. Of its
+    share of each class a peer keeps `fraction`, then at most `samples_per_peer` samples of all. A
+    class that nobody draws is not used. `fraction = 0.2` with 4 classes and 20 peers is the split
+    of Tian et al. 2025 (MCE-PL).
     """
 
-    classes: int = 2
+    classes: int | tuple[int, ...] = 2
     fraction: float = 1.0
     samples_per_peer: int | None = None
 
     def __post_init__(self) -> None:
-        _positive("classes", self.classes)
+        if not self._turns:
+            raise ValueError("classes: expected a number, or a list of at least one, found []")
+        _positive("classes", min(self._turns))
         _positive("samples_per_peer", self.samples_per_peer or 1)
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction: expected 0 to 1, found {self.fraction}")
 
     def __call__(self, dataset: Dataset, num_peers: int, seed: int) -> Split:
         by_class = _by_class(dataset, "classes_per_peer")
-        if self.classes > len(by_class):
+        wanted = [self._turns[peer % len(self._turns)] for peer in range(num_peers)]
+        if max(wanted) > len(by_class):
             raise ConfigError(
-                f"partition: classes_per_peer: each of {num_peers} peers wants {self.classes} "
-                f"classes, but data set {dataset.name!r} has {len(by_class)}; lower classes"
+                f"partition: classes_per_peer: a peer wants {max(wanted)} classes, but data set "
+                f"{dataset.name!r} has {len(by_class)}; lower classes"
             )
         draws = Draws(seed)
-        held = [draws.order(len(by_class))[: self.classes] for _ in range(num_peers)]
+        held = [draws.order(len(by_class))[:count] for count in wanted]
         mine: list[list[Array]] = [[] for _ in range(num_peers)]
         for number, members in enumerate(by_class):
             holders = [peer for peer in range(num_peers) if number in held[peer]]
@@ -109,6 +113,10 @@ class ClassesPerPeer:
         split = [self._limit(np.concatenate(parts), draws) for parts in mine]
         needed = self.samples_per_peer or 1
         return _checked(split, dataset, needed, "lower samples_per_peer or take fewer peers")
+
+    @property
+    def _turns(self) -> tuple[int, ...]:
+        return (self.classes,) if isinstance(self.classes, int) else self.classes
 
     def _limit(self, share: Array, draws: Draws) -> Array:
         return share[draws.order(len(share))[: self.samples_per_peer]]

@@ -56,6 +56,7 @@ def create(
         "pace": shared.config.pace["name"],
         "stragglers": sorted(shared.stragglers),
         "clock": "virtual" if is_virtual else "wall",
+        "evaluate_on": shared.config.evaluate_on,
         "kernels": kernels.backend(),
         "host": platform.node(),
         "started": started,

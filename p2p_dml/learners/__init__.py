@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from p2p_dml.learners._batched import drawback, obstacle
 from p2p_dml.learners._metrics import Metrics
+from p2p_dml.learners._samples import own_counts
 from p2p_dml.learners._training import Training
 from p2p_dml.learners.fleet import Fleet
 from p2p_dml.learners.function import FunctionLearner
@@ -17,4 +18,5 @@ __all__ = [
     "Training",
     "drawback",
     "obstacle",
+    "own_counts",
 ]

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p2p_dml.data import Dataset
+from p2p_dml.data import Dataset, class_counts
+from p2p_dml.errors import ConfigError
 
 _CHUNK_SAMPLES = 500  # larger ones leave the cache: 20 ms became 11 ms for MNIST
 _CHUNK_ELEMENTS = 1 << 20  # keeps the activations of a CNN on one chunk under 100 MB
@@ -73,10 +74,33 @@ def train_samples(
     return Samples(dataset.train_x, dataset.train_y, rows, _scale(dataset), device, dtype)
 
 
-def test_samples(dataset: Dataset, device: torch.device, dtype: torch.dtype) -> Samples:
-    """All test samples of a data set."""
-    rows = np.arange(len(dataset.test_x))
+def test_samples(
+    dataset: Dataset, device: torch.device, dtype: torch.dtype, label: int | None = None
+) -> Samples:
+    """All test samples of a data set, or those of one class."""
+    everything = np.arange(len(dataset.test_x))
+    rows = everything if label is None else np.flatnonzero(dataset.test_y == label)
     return Samples(dataset.test_x, dataset.test_y, rows, _scale(dataset), device, dtype)
+
+
+def own_counts(dataset: Dataset, rows: NDArray[Any]) -> dict[int, int]:
+    """How many of the training samples `rows` are of each class, for the classes that occur.
+
+    Raises ConfigError if a sample is of no one class (text), or a class cannot be tested.
+    """
+    if dataset.train_y.ndim != 1:
+        raise ConfigError(
+            f'evaluate_on: "own" goes by class, but data set {dataset.name!r} labels every '
+            'character; expected "all"'
+        )
+    counts = {c: n for c, n in enumerate(class_counts(dataset, rows)) if n}
+    if untested := sorted(counts.keys() - set(np.unique(dataset.test_y).tolist())):
+        raise ConfigError(
+            f'evaluate_on: "own" tests peers on the classes they train on, but data set '
+            f"{dataset.name!r} has no test samples of class {untested[0]}; test on more samples, "
+            'or set evaluate_on = "all"'
+        )
+    return counts
 
 
 def _scale(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from p2p_dml.data import Dataset
 from p2p_dml.learners._batched import BatchedModule, activations
 from p2p_dml.learners._draws import RoundDraws
-from p2p_dml.learners._metrics import Metrics, mean_loss
-from p2p_dml.learners._samples import test_samples, train_samples
+from p2p_dml.learners._metrics import EvaluateOn, Metrics, Score, mean_loss, on_own_mix
+from p2p_dml.learners._samples import Samples, own_counts, test_samples, train_samples
 from p2p_dml.learners._stacks import clip, descend, stacks_of
 from p2p_dml.learners._training import Training
 from p2p_dml.learners._views import copy_into, exchanged_parts
@@ -52,7 +52,8 @@ class Fleet:
     """The learners of all peers, `members`, around stacked copies of `module`.
 
     `shards[i]` are the training samples of peer i. The module's device and dtype decide where and
-    in what precision they compute. `obstacle` must have found nothing against it.
+    in what precision they compute. `obstacle` must have found nothing against it. `evaluate_on` as
+    for `SupervisedLearner`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Fleet:
         training: Training,
         *,
         seed: int,
+        evaluate_on: EvaluateOn = "all",
     ) -> None:
         first = next(module.parameters())
         self._training = training
@@ -79,6 +81,11 @@ class Fleet:
         self._peers = [peer for _, peer in order]
         self._num_steps = [-steps for steps, _ in order]
         self._shards = [shards[peer] for peer in self._peers]
+        self._own = [own_counts(dataset, rows) for rows in self._shards if evaluate_on == "own"]
+        self._own_tests = {
+            label: test_samples(dataset, first.device, first.dtype, label)
+            for label in sorted({label for counts in self._own for label in counts})
+        }
         named = dict(module.named_parameters())
         self._trained = {name: p for name, p in named.items() if p.requires_grad}
         params = {name: named[name] for name in self.parts}
@@ -221,22 +228,39 @@ class Fleet:
     def _test_rows(self, rows: slice) -> None:
         """Test some rows' models and keep what was found."""
         self._batched.module.eval()
-        num_rows, count = rows.stop - rows.start, 0
+        if self._own:
+            found = self._on_own_mixes(range(rows.start, rows.stop))
+        else:
+            scores = self._scores(self._now.rows(rows).params, self._test)
+            found = [score.metrics for score in scores]
+        for row, metrics in zip(range(rows.start, rows.stop), found, strict=True):
+            self._tested[row] = self.version(row), metrics
+
+    def _on_own_mixes(self, rows: range) -> list[Metrics]:
+        """What rows do on their peers' own mixes: class by class, those together that hold it."""
+        scores: dict[int, dict[int, Score]] = {row: {} for row in rows}
+        for label, test in self._own_tests.items():
+            holders = [row for row in rows if label in self._own[row]]
+            if holders:
+                params = {name: x[holders] for name, x in self._now.params.items()}
+                for row, score in zip(holders, self._scores(params, test), strict=True):
+                    scores[row][label] = score
+        return [on_own_mix(self._own[row], mine) for row, mine in scores.items()]
+
+    def _scores(self, params: Tensors, test: Samples) -> list[Score]:
+        """Test stacked models [g, *shape] on the same samples."""
+        num_rows, count = len(next(iter(params.values()))), 0
         right, loss = torch.zeros(2, num_rows, dtype=torch.float64)
         with torch.inference_mode():
-            for x, y in self._test.chunks():
-                for group in self._groups(rows, len(x)):
-                    logits = self._batched.same(self._now.rows(group).params, x)
-                    place = slice(group.start - rows.start, group.stop - rows.start)
+            for x, y in test.chunks():
+                for group in self._groups(slice(0, num_rows), len(x)):
+                    logits = self._batched.same({n: p[group] for n, p in params.items()}, x)
                     # argmax takes ten times as long as max where classes are not next to each other
-                    right[place] += (logits.max(-1).indices == y).flatten(1).sum(1).cpu()
+                    right[group] += (logits.max(-1).indices == y).flatten(1).sum(1).cpu()
                     every = _losses(logits, y.expand(len(logits), *y.shape).flatten(0, 1))
-                    loss[place] += every.sum(1).cpu() * (y.numel() / len(y))
+                    loss[group] += every.sum(1).cpu() * (y.numel() / len(y))
                 count += y.numel()
-        for row, hits, total in zip(
-            range(rows.start, rows.stop), right.tolist(), loss.tolist(), strict=True
-        ):
-            self._tested[row] = self.version(row), Metrics(hits / count, total / count, count)
+        return [Score(r, t, count) for r, t in zip(right.tolist(), loss.tolist(), strict=True)]
 
     def _groups(self, rows: slice, batch_size: int) -> Iterator[slice]:
         """Cut rows into groups that are computed together."""

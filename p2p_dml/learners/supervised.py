@@ -15,8 +15,8 @@ from torch.func import functional_call
 from p2p_dml.data import Dataset
 from p2p_dml.errors import ConfigError
 from p2p_dml.learners._draws import RoundDraws, seeded
-from p2p_dml.learners._metrics import Metrics, mean_loss
-from p2p_dml.learners._samples import test_samples, train_samples
+from p2p_dml.learners._metrics import EvaluateOn, Metrics, Score, mean_loss, on_own_mix
+from p2p_dml.learners._samples import Samples, own_counts, test_samples, train_samples
 from p2p_dml.learners._training import Training
 from p2p_dml.learners._views import copy_into, exchanged_parts, live_views, restore, saved
 from p2p_dml.tensors import join, part
@@ -33,6 +33,9 @@ _OPTIMISER_KEYS = {
 class SupervisedLearner:
     """Trains `module` on the training samples `indices`; tests it on all test samples.
 
+    `evaluate_on="own"`: tests it on the mix of classes among `indices` (see `on_own_mix`), and on
+    no other class; ConfigError if that cannot be.
+
     The module's device and dtype decide where and in what precision it computes. Everything
     random follows from (seed, peer, round), so there is no generator state to keep: `state` is
     the module and the optimiser. Satisfies `types.Learner`.
@@ -47,6 +50,7 @@ class SupervisedLearner:
         *,
         seed: int,
         peer: PeerId,
+        evaluate_on: EvaluateOn = "all",
     ) -> None:
         self.module = module
         self._training = training
@@ -55,6 +59,11 @@ class SupervisedLearner:
         self._device = first.device
         self._shard = train_samples(dataset, indices, first.device, first.dtype)
         self._test = test_samples(dataset, first.device, first.dtype)
+        self._own = own_counts(dataset, indices) if evaluate_on == "own" else None
+        self._own_tests = {
+            label: test_samples(dataset, first.device, first.dtype, label)
+            for label in self._own or ()
+        }
         self._parts = exchanged_parts(module, buffers=training.buffers == "mix")
         self._views = live_views(module, buffers=training.buffers == "mix")
         self._trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -135,14 +144,10 @@ class SupervisedLearner:
     def evaluate(self) -> Metrics:
         """Accuracy and mean loss on the test samples, in evaluation mode."""
         self.module.eval()
-        right, loss, count = 0.0, 0.0, 0
-        with torch.inference_mode():
-            for x, y in self._test.chunks():
-                logits = self.module(x)
-                right += float((logits.argmax(-1) == y).sum())
-                loss += float(_loss(logits, y)) * y.numel()
-                count += y.numel()
-        return Metrics(right / count, loss / count, count)
+        if self._own is None:
+            return self._score(self._test).metrics
+        scores = {label: self._score(test) for label, test in self._own_tests.items()}
+        return on_own_mix(self._own, scores)
 
     def state(self) -> Tensors:
         """A copy of module and optimiser as flat tensors; `load_state` continues bit for bit."""
@@ -181,6 +186,16 @@ class SupervisedLearner:
             nn.utils.clip_grad_norm_(self._trainable.values(), self._training.clip_norm)
         self._optimiser.step()
         return loss.detach()
+
+    def _score(self, test: Samples) -> Score:
+        right, loss, count = 0.0, 0.0, 0
+        with torch.inference_mode():
+            for x, y in test.chunks():
+                logits = self.module(x)
+                right += float((logits.argmax(-1) == y).sum())
+                loss += float(_loss(logits, y)) * y.numel()
+                count += y.numel()
+        return Score(right, loss, count)
 
     def _at(self, at: Mapping[str, Tensor]) -> Tensors:
         """Copies of all buffers, from `at` where it has them: a forward may write into them."""

@@ -54,6 +54,7 @@ KINDS: Mapping[str, Callable[..., LinkSchedule]] = {
     "failing": combinators.Failing,
     "alternating": combinators.Alternating,
     "every": combinators.Every,
+    "until": combinators.Until,
     "finally_complete": combinators.FinallyComplete,
 }
 

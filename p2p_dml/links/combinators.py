@@ -1,4 +1,4 @@
-"""Schedules made of schedules: links that fail, alternate, pause, freeze, or end up complete.
+"""Schedules made of schedules: links that fail, alternate, pause, end, freeze, or are all there.
 
 Parts must be hashable, as functions and frozen dataclasses are.
 """
@@ -94,6 +94,25 @@ class Every:
     def __call__(self, tick: int) -> Graph:
         count, rest = divmod(tick + 1, self.interval)
         return empty(self.of(0).num_peers) if rest else self.of(count - 1)
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Until:
+    """`of` before `at_tick`; from then on nobody hears anybody.
+
+    With one exchange per round the rounds up to `at_tick` exchange and the others train alone:
+    D-PSGD, say, then local fine-tuning.
+    """
+
+    of: LinkSchedule
+    at_tick: int
+
+    def __post_init__(self) -> None:
+        require(self.at_tick >= 0, f"at_tick must be at least 0, got {self.at_tick}")
+
+    def __call__(self, tick: int) -> Graph:
+        return self.of(tick) if tick < self.at_tick else empty(self.of(0).num_peers)
 
 
 @final

@@ -102,7 +102,9 @@ def compare(runs: Sequence[Path], out: Path) -> Path:
         for label, summary in summaries.items()
     }
     timelines = {label: measure_timeline(run) for label, run in recorded.items()}
-    pictures = [*curve_pictures(curves, timelines), *phase_pictures(seconds, "run")]
+    is_personal = all(run.meta.evaluate_on == "own" for run in recorded.values())
+    drawn = curve_pictures(curves, timelines, is_personal=is_personal)
+    pictures = [*drawn, *phase_pictures(seconds, "run")]
     _write_pictures(out / "plots", pictures)
     page = out / "compare.html"
     together = {label: (recorded[label], summaries[label]) for label in recorded}

@@ -23,7 +23,7 @@ def key_figures(summary: Summary) -> list[tuple[str, str, str]]:
     """(name, value, remark) of the figures that a reader wants first."""
     return [
         *_pace(summary),
-        ("accuracy", spread(summary.accuracy), _best(summary) if summary.accuracy else ""),
+        *_accuracy(summary),
         ("test loss", digits(summary.loss_mean), f"training {digits(summary.train_loss_mean)}"),
         ("consensus distance", digits(summary.consensus_distance), "peers' models to their mean"),
         (
@@ -53,6 +53,29 @@ def _pace(summary: Summary) -> list[tuple[str, str, str]]:
     return [("pace", summary.pace, ", ".join(remarks))]
 
 
+def _accuracy(summary: Summary) -> list[tuple[str, str, str]]:
+    """The accuracy, and how it differs from peer to peer where each has a test of its own."""
+    best = _best(summary) if summary.accuracy else ""
+    figures = [(accuracy_name(summary.evaluate_on), spread(summary.accuracy), best)]
+    found = summary.accuracy_quantiles
+    if summary.evaluate_on == "own" and found is not None:
+        values = (found.p10, found.p25, found.p50, found.p75, found.p90)
+        shares = " ".join(f"{100 * value:.1f}" for value in values)
+        figures.append(
+            (
+                "from peer to peer",
+                f"{shares} %",
+                f"10, 25, 50, 75, 90 % quantiles; worst peer {summary.worst_peer}",
+            )
+        )
+    return figures
+
+
+def accuracy_name(evaluate_on: str) -> str:
+    """What an accuracy is called, by the samples that peers were tested on."""
+    return "personal accuracy" if evaluate_on == "own" else "accuracy"
+
+
 def _best(summary: Summary) -> str:
     if summary.best_accuracy is None:
         return ABSENT
@@ -71,13 +94,14 @@ def _waiting(summary: Summary) -> str:
 def compare_row(label: str, summary: Summary) -> dict[str, str]:
     """The figures by which a run is compared with others, by column head."""
     mean, _, value_range = spread(summary.accuracy).partition(" (")
+    whose = " own" if summary.evaluate_on == "own" else ""
     return {
         "run": label,
         "strategy": summary.strategy,
         "pace": summary.pace,
         "peers": str(summary.peers),
         "rounds": f"{summary.rounds_done.max}",
-        "accuracy": mean,
+        "accuracy": mean + whose,
         "from – to": value_range.rstrip(")"),
         "best": percent(summary.best_accuracy),
         "loss": digits(summary.loss_mean),

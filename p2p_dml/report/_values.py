@@ -29,7 +29,8 @@ Fate = Literal["finished", "stopped", "lost"]
 class Meta:
     """`run.json`: what was run, by which command, when (`started`: seconds since the epoch).
 
-    `clock` is "wall" or, of simulations at the pace of each peer, "virtual".
+    `clock` is "wall" or, of simulations at the pace of each peer, "virtual"; `evaluate_on` "all" or
+    "own": then every accuracy is a personal one.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Meta:
     pace: str
     stragglers: tuple[PeerId, ...]
     clock: str
+    evaluate_on: str
     host: str
     started: float
     strategy: str
@@ -69,7 +71,7 @@ class Rounds:
     late: Ints
     age: Floats
     seconds: Floats
-    degrees: Mapping[str, Floats]
+    reported: Mapping[str, Floats]
     metrics: Mapping[str, Floats]
 
 
@@ -189,6 +191,18 @@ class Spread:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Quantiles:
+    """Quantiles of a figure over the peers, between two of them by linear interpolation."""
+
+    p10: float
+    p25: float
+    p50: float
+    p75: float
+    p90: float
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LostPeer:
     """A peer that did not end well; `error` is None if it was killed before it could say why."""
 
@@ -217,6 +231,7 @@ class Summary:
     pace: str
     stragglers: tuple[PeerId, ...]
     clock: str
+    evaluate_on: str
     version: str
     digest: str
     peers: int
@@ -226,6 +241,8 @@ class Summary:
     wall_s: float | None
     startup_s: float | None
     accuracy: Spread | None
+    accuracy_quantiles: Quantiles | None
+    worst_peer: PeerId | None
     best_accuracy: float | None
     best_round: int | None
     best_s: float | None

@@ -75,6 +75,7 @@ def _meta(table: Mapping[str, Any], path: Path) -> Meta:
         pace=str(table.get("pace", "synchronous")),
         stragglers=check(tuple[PeerId, ...], table.get("stragglers", []), f"{path}: stragglers"),
         clock=str(table.get("clock", "wall")),
+        evaluate_on=str(table.get("evaluate_on", "all")),
         host=str(table.get("host", "")),
         started=check(float, table.get("started"), f"{path}: started"),
         strategy=check(str, table.get("strategy"), f"{path}: strategy"),
@@ -123,7 +124,7 @@ def _rounds(lines: Sequence[Line]) -> Rounds:
         late=_ints(lines, "late"),
         age=_floats(lines, "age"),
         seconds=np.array(seconds, dtype=np.float64).reshape(len(lines), len(PHASES)),
-        degrees=_named(lines, "degrees"),
+        reported=_named(lines, "reported"),
         metrics=_named(lines, "metrics"),
     )
 

@@ -11,7 +11,7 @@ from typing import final
 
 from jinja2 import Environment, StrictUndefined
 
-from p2p_dml.report._figures import compare_row, key_figures
+from p2p_dml.report._figures import accuracy_name, compare_row, key_figures
 from p2p_dml.report._notices import notices
 from p2p_dml.report._units import ABSENT, count, digits, human_bytes, human_seconds, percent, plural
 from p2p_dml.report._values import PeerRecord, Picture, Run, Summary
@@ -103,8 +103,8 @@ def _subtitle(run: Run) -> str:
 
 def _peer_table(run: Run) -> tuple[list[str], list[list[str]]]:
     heads = [
-        "peer", "state", "rounds", "accuracy", "loss", "samples", "sent", "received", "missing",
-        "training", "waiting", "memory",
+        "peer", "state", "rounds", accuracy_name(run.meta.evaluate_on), "loss", "samples", "sent",
+        "received", "missing", "training", "waiting", "memory",
     ]  # fmt: skip
     return heads, [_peer_row(peer) for peer in run.peers]
 

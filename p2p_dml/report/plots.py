@@ -42,15 +42,15 @@ _MAX_NUMBERED_CELLS = 160
 def run_pictures(run: Run, curve: Curve, timeline: Timeline) -> list[Picture]:
     """Every figure that the run has data for, in the order of the report."""
     label = run.meta.strategy
-    pictures = curve_pictures({label: curve}, {label: timeline})
-    if any(peer.rounds.degrees for peer in run.peers):
+    is_personal = run.meta.evaluate_on == "own"
+    pictures = curve_pictures({label: curve}, {label: timeline}, is_personal=is_personal)
+    if any(peer.rounds.reported for peer in run.peers):
         pictures.append(
             _picture(
-                "degree",
-                "Degree over rounds",
-                "What the strategy reports of each layer group: median over the peers, "
-                "band from the 10th to the 90th percentile.",
-                degrees(run.peers),
+                "strategy",
+                "What the strategy reports",
+                "Median over the peers, band from the 10th to the 90th percentile.",
+                reported(run.peers),
             )
         )
     if any(peer.rounds.metrics for peer in run.peers):
@@ -76,14 +76,19 @@ def run_pictures(run: Run, curve: Curve, timeline: Timeline) -> list[Picture]:
 
 
 def curve_pictures(
-    curves: Mapping[str, Curve], timelines: Mapping[str, Timeline] | None = None
+    curves: Mapping[str, Curve],
+    timelines: Mapping[str, Timeline] | None = None,
+    *,
+    is_personal: bool = False,
 ) -> list[Picture]:
     """Accuracy, loss and consensus distance, as far as some run knows them.
 
     Accuracy over seconds is drawn from `timelines`; without them, from the curves. Rounds that
-    fewer than half of the peers were evaluated in are left out.
+    fewer than half of the peers were evaluated in are left out. `is_personal`: peers were tested on
+    their own mixes of classes.
     """
     curves = {label: _of_most(curve) for label, curve in curves.items()}
+    tested = "personal accuracy" if is_personal else "test accuracy"
     over_time: Mapping[str, Curve | Timeline] = timelines or curves
     pictures = []
     band = "band: lowest to highest peer, darker: ± one standard deviation"
@@ -94,8 +99,8 @@ def curve_pictures(
             _picture(
                 f"accuracy-over-{over}",
                 f"Accuracy over {over}",
-                f"Test accuracy, mean over the peers ({band}), {_OVER[over]}.",
-                accuracy(over_time if over == "seconds" else curves, over),
+                f"{tested.capitalize()}, mean over the peers ({band}), {_OVER[over]}.",
+                accuracy(over_time if over == "seconds" else curves, over, tested),
             )
             for over in _OVER
             if over != "bytes" or any(curve.bytes_out.any() for curve in curves.values())
@@ -126,13 +131,15 @@ def phase_pictures(seconds: Mapping[str, Floats], rows: str) -> list[Picture]:
     return [_picture("phases", "Time by phase", caption, phases(seconds, rows))]
 
 
-def accuracy(curves: Mapping[str, Curve | Timeline], over: Over) -> Figure:
+def accuracy(
+    curves: Mapping[str, Curve | Timeline], over: Over, tested: str = "test accuracy"
+) -> Figure:
     """Test accuracy over rounds, bytes sent by all peers, or seconds since the start.
 
-    A timeline is for seconds only.
+    A timeline is for seconds only. `tested` is what the accuracy is called.
     """
     figure = new_figure()
-    axes = dress(figure.subplots(), _X_LABELS[over], "test accuracy")
+    axes = dress(figure.subplots(), _X_LABELS[over], tested)
     for index, (label, curve) in enumerate(curves.items()):
         x = _positions(curve, over)
         if len(curves) == 1:
@@ -186,21 +193,33 @@ def consensus(curves: Mapping[str, Curve]) -> Figure:
     return figure
 
 
-def degrees(peers: Sequence[PeerRecord]) -> Figure:
-    """Median and 10 – 90 % band over the peers of each reported degree."""
-    figure = new_figure()
-    axes = dress(figure.subplots(), "round", "degree")
-    names = dict.fromkeys(name for peer in peers for name in peer.rounds.degrees)
-    for index, name in enumerate(names):
-        series = [
-            (p.rounds.round, p.rounds.degrees[name]) for p in peers if name in p.rounds.degrees
-        ]
-        rounds, table = by_round(series)
-        low, middle, high = np.nanpercentile(table, [10, 50, 90], axis=0)
-        axes.fill_between(rounds, low, high, color=colour(index), alpha=0.18, lw=0)
-        _line(axes, index, name, rounds, middle)
-    whole_numbers(axes.xaxis)
-    add_legend(axes, len(names))
+def reported(peers: Sequence[PeerRecord]) -> Figure:
+    """Median and 10 – 90 % band over the peers of each figure of the strategy's.
+
+    A panel for each first part of their names, before a "/": `degree/decision`, `bytes/packed`.
+    """
+    names = dict.fromkeys(name for peer in peers for name in peer.rounds.reported)
+    panels: dict[str, list[str]] = {}
+    for name in names:
+        panels.setdefault(name.rpartition("/")[0], []).append(name)
+    figure = new_figure(0.8 + 2.6 * len(panels))
+    rows = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (kind, members) in zip(rows, panels.items(), strict=True):
+        dress(axes, "round" if axes is rows[-1] else "", kind or "reported")
+        for index, name in enumerate(members):
+            series = [
+                (p.rounds.round, p.rounds.reported[name])
+                for p in peers
+                if name in p.rounds.reported
+            ]
+            rounds, table = by_round(series)
+            low, middle, high = np.nanpercentile(table, [10, 50, 90], axis=0)
+            axes.fill_between(rounds, low, high, color=colour(index), alpha=0.18, lw=0)
+            _line(axes, index, name.rpartition("/")[2], rounds, middle)
+        if kind == "bytes":
+            axes.set_yscale("log")
+        whole_numbers(axes.xaxis)
+        add_legend(axes, len(members))
     return figure
 
 

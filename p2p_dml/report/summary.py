@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 import numpy as np
@@ -22,12 +22,14 @@ from p2p_dml.report._values import (
     Ints,
     LostPeer,
     PeerRecord,
+    Quantiles,
     RoundsDone,
     Run,
     Spread,
     Summary,
     Timeline,
 )
+from p2p_dml.types import PeerId
 
 
 def measure_curve(run: Run) -> Curve:
@@ -60,6 +62,9 @@ def summarise(run: Run, curve: Curve) -> Summary:
     lost = tuple(peer for peer in peers if peer.fate == "lost")
     remaining = tuple(peer for peer in peers if peer.fate != "lost") or peers
     evaluated = [peer.evaluations for peer in remaining if len(peer.evaluations.round)]
+    final = {
+        p.peer: float(p.evaluations.accuracy[-1]) for p in remaining if p.evaluations.round.size
+    }
     best = _best_of(run, curve, len(evaluated))
     return Summary(
         strategy=meta.strategy,
@@ -67,6 +72,7 @@ def summarise(run: Run, curve: Curve) -> Summary:
         pace=meta.pace,
         stragglers=meta.stragglers,
         clock=meta.clock,
+        evaluate_on=meta.evaluate_on,
         version=meta.version,
         digest=meta.digest,
         peers=meta.peers,
@@ -75,7 +81,9 @@ def summarise(run: Run, curve: Curve) -> Summary:
         params=meta.params,
         wall_s=_since(meta.started, [peer.last_t for peer in peers]),
         startup_s=_since(meta.started, [peer.joined for peer in peers]),
-        accuracy=_spread([float(e.accuracy[-1]) for e in evaluated]),
+        accuracy=_spread(list(final.values())),
+        accuracy_quantiles=_quantiles(list(final.values())),
+        worst_peer=_worst_peer(final),
         best_accuracy=best.accuracy,
         best_round=best.round,
         best_s=best.seconds,
@@ -252,6 +260,20 @@ def _mean(values: Sequence[float]) -> float | None:
 def _median(values: Sequence[float]) -> float | None:
     known = _finite(values)
     return float(np.median(known)) if known else None
+
+
+def _quantiles(values: Sequence[float]) -> Quantiles | None:
+    known = _finite(values)
+    if not known:
+        return None
+    p10, p25, p50, p75, p90 = np.quantile(known, [0.1, 0.25, 0.5, 0.75, 0.9]).tolist()
+    return Quantiles(p10=p10, p25=p25, p50=p50, p75=p75, p90=p90)
+
+
+def _worst_peer(accuracies: Mapping[PeerId, float]) -> PeerId | None:
+    """The peer of the lowest accuracy, the first of equals; None if none is known."""
+    known = [(value, peer) for peer, value in accuracies.items() if math.isfinite(value)]
+    return min(known)[1] if known else None
 
 
 def _spread(values: Sequence[float]) -> Spread | None:

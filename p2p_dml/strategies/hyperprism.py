@@ -142,7 +142,7 @@ class HyperPrism:
 
     def report(self, state: HyperPrismState) -> Mapping[str, float]:
         """The degree of each layer group."""
-        return state.degrees
+        return {f"degree/{group}": p for group, p in state.degrees.items()}
 
     def _scheduled_round(
         self, schedule: DegreeSchedule, learner: Learner, links: Links

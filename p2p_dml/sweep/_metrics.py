@@ -79,6 +79,8 @@ def figures(record: Record, reference: Record | None, measures: Measures) -> Fig
         "best_round": None if best is None else _at(course.rounds, _first(course.accuracy, best)),
         "final_accuracy": summary["accuracy"] and summary["accuracy"]["mean"],
         "mean_accuracy": _mean_within(course, window),
+        "worst_accuracy": summary["accuracy"] and summary["accuracy"]["min"],
+        "p10_accuracy": summary["accuracy_quantiles"] and summary["accuracy_quantiles"]["p10"],
         "rounds_to_converge": _at(course.rounds, converged),
         "bytes_to_converge": _at(course.bytes_out, converged),
         "seconds_per_round": _seconds_per_round(summary),

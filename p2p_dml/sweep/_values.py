@@ -18,6 +18,8 @@ FIXED_METRICS = (
     "best_round",
     "final_accuracy",
     "mean_accuracy",
+    "worst_accuracy",
+    "p10_accuracy",
     "rounds_to_converge",
     "bytes_to_converge",
     "seconds_per_round",

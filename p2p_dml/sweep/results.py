@@ -128,7 +128,9 @@ def _pictures(plan: Plan, records: Records) -> Mapping[str, bytes]:
             for label in plan.axes[lines[0]]
             if (seeds := _seeds(plan, records, {**block, lines[0]: label}))
         }
-        for picture in _draw(finished) if finished else ():
+        first = next((r for seeds in finished.values() for r in seeds), None)
+        is_personal = first is not None and first.summary["evaluate_on"] == "own"
+        for picture in _draw(finished, is_personal=is_personal) if finished else ():
             found[f"{_slug(number, block)}{picture.name}"] = picture.png
     return found
 
@@ -138,14 +140,14 @@ def _seeds(plan: Plan, records: Records, labels: Labels) -> list[Record]:
     return [records[case.digest] for case in cases if case.digest in records]
 
 
-def _draw(finished: Mapping[str, Sequence[Record]]) -> Sequence[Picture]:
+def _draw(finished: Mapping[str, Sequence[Record]], *, is_personal: bool) -> Sequence[Picture]:
     """Pictures with a line per label; accuracy is over time as far as all seeds have that."""
     curves = {label: _over_seeds([r.curve for r in seeds]) for label, seeds in finished.items()}
     timelines = {label: [r.timeline for r in seeds] for label, seeds in finished.items()}
     if not all(len(each.seconds) for seeds in timelines.values() for each in seeds):
-        return curve_pictures(curves)
+        return curve_pictures(curves, is_personal=is_personal)
     over_time = {label: _timeline_over_seeds(seeds) for label, seeds in timelines.items()}
-    return curve_pictures(curves, over_time)
+    return curve_pictures(curves, over_time, is_personal=is_personal)
 
 
 def _slug(number: int, block: Labels) -> str:

@@ -49,7 +49,7 @@ def test_own_data_and_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / "own.py").write_text(code, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    own_data, own_model = example_tables("data")[1], example_tables("model")[1]
+    own_data, own_model = example_tables("data")[-1], example_tables("model")[-1]
     dataset = data.load(own_data)
     module = build_model(own_model, dataset.shape, dataset.num_classes, seed=0)
     assert dataset.num_samples == 400

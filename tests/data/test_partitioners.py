@@ -130,12 +130,28 @@ def test_each_peer_holds_its_number_of_classes_in_equal_shares() -> None:
         assert len(shares) == 0 or (shares.sum() == 500 and np.ptp(shares) <= 1)
 
 
-def test_fraction_as_in_mcepl() -> None:
-    """20 peers, 4 of 10 classes of 5,000, a fifth used: about 10,000 samples (mean 499)."""
+@pytest.mark.parametrize("classes", [3, 4, 5, [3, 4, 5]])
+@pytest.mark.parametrize("seed", [0, 1234])
+def test_the_split_of_mcepl(classes: int | list[int], seed: int) -> None:
+    """CIFAR-10's labels, 20 peers: each class in equal shares, of which a fifth is used."""
+    dataset = balanced(50_000)
+    table: Table = {"name": "classes_per_peer", "classes": classes, "fraction": 0.2}
+    split = partition(table, dataset, 20, seed)
+    held = np.array([class_counts(dataset, share) for share in split])
+    turns = classes if isinstance(classes, list) else [classes]
+    assert (held > 0).sum(axis=1).tolist() == [turns[peer % len(turns)] for peer in range(20)]
+    for counts in held.T:
+        used = counts[counts > 0]
+        assert np.abs(used - 0.2 * 5000 / max(1, len(used))).max(initial=0) <= 1
+    assert len(np.unique(np.concatenate(split))) == held.sum()
+
+
+def test_a_peer_of_mcepl_has_about_499_images() -> None:
     dataset = balanced(50_000)
     table: Table = {"name": "classes_per_peer", "classes": 4, "fraction": 0.2}
     sizes = split_sizes(partition(table, dataset, 20, 1234))
-    assert sum(sizes) == pytest.approx(10_000, abs=40)
+    assert np.mean(sizes) == pytest.approx(499, abs=2)
+    assert min(sizes) > 300 and max(sizes) < 800
 
 
 def test_samples_per_peer_is_an_upper_bound_that_is_met() -> None:
@@ -172,7 +188,11 @@ def test_groups_stay_whole() -> None:
         ({"name": "iid"}, 41, "peer 40 of 41 would have 0 of the 40 samples.*fewer peers"),
         ({"name": "dirichlet", "min_samples": 9}, 5, "5 peers need 45.*has 40.*min_samples"),
         ({"name": "dirichlet", "alpha": 0.01, "min_samples": 8}, 5, "100 draws.*raise alpha"),
-        ({"name": "classes_per_peer", "classes": 11}, 2, "2 peers wants 11 classes.*has 10"),
+        ({"name": "classes_per_peer", "classes": 11}, 2, "a peer wants 11 classes.*has 10"),
+        ({"name": "classes_per_peer", "classes": [1, 11]}, 2, "a peer wants 11 classes.*has 10"),
+        ({"name": "classes_per_peer", "classes": [3, 0]}, 2, "classes: expected a positive"),
+        ({"name": "classes_per_peer", "classes": []}, 2, "a list of at least one"),
+        ({"name": "classes_per_peer", "classes": [2.5]}, 2, r"partition\.classes"),
         ({"name": "classes_per_peer", "samples_per_peer": 9}, 2, "fewer than 9; lower samples"),
         ({"name": "classes_per_peer", "classes": 10}, 41, "fewer than 1"),
         ({"name": "shards", "shards_per_peer": 5}, 9, "9 peers need 45 samples.*shards_per_peer"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from p2p_dml.data import Dataset
-from p2p_dml.errors import TrainingError
+from p2p_dml.errors import ConfigError, TrainingError
 from p2p_dml.learners import Fleet, SupervisedLearner, Training, obstacle
 from p2p_dml.learners.fleet import Member
 from p2p_dml.models import MODELS, build_model
@@ -224,6 +225,47 @@ def test_an_evaluation_is_of_the_model_as_it_is() -> None:
     alone[1].seek(1)
     alone[1].train()
     assert members[1].evaluate().loss == pytest.approx(alone[1].evaluate().loss, rel=1e-10)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet"])
+def test_personal_evaluations_are_those_of_single_learners(name: str) -> None:
+    """Shards of one to four classes, of one sample to 31."""
+    dataset = images()
+    training = TRAININGS["sgd"]
+    members = Fleet(
+        model_of(name, dataset), dataset, shards(), training, seed=1, evaluate_on="own"
+    ).members
+    for round_ in (0, 1):
+        for peer, rows in enumerate(shards()):
+            alone = SupervisedLearner(
+                model_of(name, dataset),
+                dataset,
+                rows,
+                training,
+                seed=1,
+                peer=peer,
+                evaluate_on="own",
+            )
+            alone.params = members[peer].params
+            found, expected = members[peer].evaluate(), alone.evaluate()
+            assert found.accuracy == pytest.approx(expected.accuracy, rel=1e-12)
+            assert found.loss == pytest.approx(expected.loss, rel=1e-10)
+            assert found.samples == expected.samples
+        members[round_].seek(1)
+        members[round_].train()
+
+
+def test_a_fleet_refuses_classes_without_a_test() -> None:
+    dataset = replace(images(), test_y=np.zeros(11, np.int64))
+    with pytest.raises(ConfigError, match="no test samples of class"):
+        Fleet(
+            model_of("mlp", dataset),
+            dataset,
+            shards(),
+            TRAININGS["sgd"],
+            seed=1,
+            evaluate_on="own",
+        )
 
 
 def test_gradients_walk_through_the_batches_and_change_nothing() -> None:

@@ -18,6 +18,7 @@ from p2p_dml.data import Dataset
 from p2p_dml.errors import ConfigError, TrainingError
 from p2p_dml.learners import SupervisedLearner, Training
 from p2p_dml.learners._draws import RoundDraws
+from p2p_dml.learners._metrics import EvaluateOn
 from p2p_dml.models import build_model
 from p2p_dml.types import Learner, Tensors
 
@@ -55,6 +56,7 @@ def learner(
     rows: int = 20,
     seed: int = 1,
     peer: int = 2,
+    evaluate_on: EvaluateOn = "all",
 ) -> SupervisedLearner:
     return SupervisedLearner(
         linear() if module is None else module,
@@ -63,6 +65,7 @@ def learner(
         training or Training(),
         seed=seed,
         peer=peer,
+        evaluate_on=evaluate_on,
     )
 
 
@@ -303,6 +306,26 @@ def test_evaluation_in_chunks_counts_every_sample_once() -> None:
     assert metrics.accuracy == pytest.approx(right)
     assert metrics.loss == pytest.approx(float(loss.detach()))
     assert metrics.samples == count
+
+
+@pytest.mark.parametrize(("rows", "right", "samples"), [(1, 1.0, 4), (4, 0.5, 6), (5, 0.4, 6)])
+def test_personal_evaluation_by_hand(rows: int, right: float, samples: int) -> None:
+    """Class 0 is always right with probability 1/2; the others never, with 1/4."""
+    one = learner(dataset=toy(test_y=np.array([0, 0, 0, 0, 1, 2])), rows=rows, evaluate_on="own")
+    logits = torch.log(torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64))
+    one.params = {"1.weight": torch.zeros(3, 4, dtype=torch.float64), "1.bias": logits}
+    metrics = one.evaluate()
+    assert metrics.accuracy == pytest.approx(right)
+    assert metrics.loss == pytest.approx(right * math.log(2) + (1 - right) * math.log(4))
+    assert metrics.samples == samples
+
+
+def test_classes_of_others_are_not_even_computed() -> None:
+    seen: list[Tensor] = []
+    module = linear()
+    module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    learner(module, rows=2, evaluate_on="own").evaluate()
+    assert torch.equal(torch.cat(seen), torch.from_numpy(toy().test_x[[0, 3, 1, 4]]).double())
 
 
 def test_evaluation_changes_nothing() -> None:

@@ -6,7 +6,7 @@ from math import sqrt
 
 import pytest
 
-from p2p_dml.links.combinators import Alternating, Every, Failing, FinallyComplete, Static
+from p2p_dml.links.combinators import Alternating, Every, Failing, FinallyComplete, Static, Until
 from p2p_dml.links.random import ErdosRenyi, RandomMatching
 from p2p_dml.links.static import Complete, Exponential, OnePeerExponential, Ring, Torus
 from p2p_dml.types import Graph, LinkSchedule
@@ -75,6 +75,13 @@ def test_every_gives_the_next_graph_at_each_third_tick() -> None:
 def test_every_tick_is_the_schedule_itself() -> None:
     schedule = Every(of=PAIRS, interval=1)
     assert [schedule(tick) for tick in range(5)] == [PAIRS(tick) for tick in range(5)]
+
+
+@pytest.mark.parametrize("at_tick", [0, 2, 5])
+def test_until_leaves_nobody_linked_from_its_tick_on(at_tick: int) -> None:
+    schedule = Until(of=PAIRS, at_tick=at_tick)
+    expected = [PAIRS(tick) if tick < at_tick else NONE for tick in range(9)]
+    assert [schedule(tick) for tick in range(9)] == expected
 
 
 def test_finally_complete_from_its_tick_on() -> None:

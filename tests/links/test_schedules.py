@@ -36,6 +36,7 @@ SYMMETRIC: dict[str, Table] = {
     "failing": {"kind": "failing", "p": 0.3, "of": {"kind": "erdos_renyi", "density": 0.5}},
     "alternating": {"kind": "alternating", "phases": ["ring", "random_matching"], "hold": 2},
     "every": {"kind": "every", "interval": 3, "of": "random_matching"},
+    "until": {"kind": "until", "at_tick": 3, "of": "random_matching"},
     "finally_complete": {"kind": "finally_complete", "at_tick": 3, "of": "random_matching"},
 }
 DIRECTED: dict[str, Table] = {
@@ -155,6 +156,8 @@ REFUSED: list[tuple[Table, str]] = [
     ({"kind": "alternating", "phases": ["ring"], "hold": 0}, "hold must be at least 1, got 0"),
     ({"kind": "every", "interval": 0, "of": "ring"}, "interval must be at least 1, got 0"),
     ({"kind": "static", "at_tick": -1, "of": "ring"}, "at_tick must be at least 0, got -1"),
+    ({"kind": "until", "at_tick": -1, "of": "ring"}, "at_tick must be at least 0, got -1"),
+    ({"kind": "until", "of": "ring"}, "links.at_tick: missing"),
     ({"kind": "finally_complete", "at_tick": -1, "of": "ring"}, "at_tick must be at least 0"),
 ]
 

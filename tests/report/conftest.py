@@ -89,7 +89,7 @@ def done(round: int, bytes_out: int, misses_peer_2: bool) -> RoundDone:
         missing=[2] if misses_peer_2 else [],
         late=1 if misses_peer_2 else 0,
         seconds={"train": 1.0, "send": 0.1, "wait": 0.5, "mix": 0.2, "evaluate": 0.0},
-        degrees={"representation": 1.0 + round, "decision": 5.0},
+        reported={"degree/representation": 1.0 + round, "degree/decision": 5.0},
     )
 
 
@@ -117,10 +117,15 @@ def write_peer(folder: Path, peer: int, killed: bool, evaluate: bool) -> None:
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> Callable[..., Path]:
-    """Call with `killed=True` to kill peer 2, with `evaluate=False` for a loop without metrics."""
+    """Call with `killed=True` to kill peer 2, with `evaluate=False` for a loop without metrics.
 
-    def write(name: str = "run", killed: bool = False, evaluate: bool = True) -> Path:
-        folder = write_meta_file(tmp_path / name)
+    Other keywords change `run.json`.
+    """
+
+    def write(
+        name: str = "run", killed: bool = False, evaluate: bool = True, **changed: object
+    ) -> Path:
+        folder = write_meta_file(tmp_path / name, **changed)
         for peer in range(3):
             write_peer(folder, peer, killed and peer == 2, evaluate)
         if killed:

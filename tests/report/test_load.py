@@ -21,7 +21,7 @@ def test_a_whole_run(write_run: Callable[..., Path]) -> None:
     assert (last.samples, last.class_counts, last.fate) == (50, (40, 10), "finished")
     np.testing.assert_array_equal(last.rounds.round, [0, 1, 2, 3])
     np.testing.assert_array_equal(last.rounds.bytes_out, [300] * 4)
-    np.testing.assert_array_equal(last.rounds.degrees["representation"], [1, 2, 3, 4])
+    np.testing.assert_array_equal(last.rounds.reported["degree/representation"], [1, 2, 3, 4])
     np.testing.assert_allclose(last.rounds.seconds.sum(axis=0), [4, 0.4, 2, 0.8, 0])
     np.testing.assert_array_equal(last.evaluations.accuracy, [0.6, 0.1])
     np.testing.assert_array_equal(run.peers[0].rounds.missing, [0, 0, 1, 1])

@@ -80,6 +80,29 @@ def test_the_page_tells_what_happened(page: str) -> None:
         assert part in text
 
 
+def test_personal_accuracy_is_called_so_and_shown_from_peer_to_peer(
+    write_run: Callable[..., Path],
+) -> None:
+    run = load(write_run(evaluate_on="own"))
+    text = Reader(run_page(run, summary_of(run), [])).text
+    assert text.count("personal accuracy") == 2  # among the key figures and over the peers
+    assert "from peer to peer" in text
+    assert "20.0 35.0 60.0 70.0 76.0 %" in text
+    assert "10, 25, 50, 75, 90 % quantiles; worst peer 2" in text
+
+
+def test_the_usual_accuracy_is_not_called_personal(write_run: Callable[..., Path]) -> None:
+    run = load(write_run())
+    text = Reader(run_page(run, summary_of(run), [])).text
+    assert "personal" not in text and "from peer to peer" not in text
+
+
+def test_a_run_that_never_evaluated_has_no_quantiles(write_run: Callable[..., Path]) -> None:
+    run = load(write_run(evaluate=False, evaluate_on="own"))
+    text = Reader(run_page(run, summary_of(run), [])).text
+    assert "personal accuracy" in text and "from peer to peer" not in text
+
+
 def test_a_quiet_run_says_so(write_run: Callable[..., Path]) -> None:
     run = load(write_run())
     assert "nothing: no peer was lost" in Reader(run_page(run, summary_of(run), [])).text
@@ -91,3 +114,10 @@ def test_comparison_has_a_row_per_run(write_run: Callable[..., Path]) -> None:
     reader = Reader(compare_page(together, [PICTURE]))
     assert reader.tags.count("tr") == 3
     assert "Comparison of 2 runs" in reader.text
+    assert "own" not in reader.text
+
+
+def test_personal_accuracies_stand_out_in_a_comparison(write_run: Callable[..., Path]) -> None:
+    runs = {name: load(write_run(name, evaluate_on=name)) for name in ("own", "all")}
+    together = {name: (run, summary_of(run)) for name, run in runs.items()}
+    assert Reader(compare_page(together, [])).text.count("± 29.4 own") == 1

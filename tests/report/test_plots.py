@@ -99,8 +99,10 @@ def test_a_distance_of_zero_is_left_out_of_the_logarithmic_axis() -> None:
     assert figure.axes[0].get_yscale() == "log"
 
 
-def test_degree_shows_the_median_of_each_layer_group(write_run: Callable[..., Path]) -> None:
-    drawn = lines(plots.degrees(peers_of(write_run())))
+def test_what_the_strategy_reports_is_a_median_over_the_peers(
+    write_run: Callable[..., Path],
+) -> None:
+    drawn = lines(plots.reported(peers_of(write_run())))
     assert drawn["representation"] == ([0, 1, 2, 3], [1, 2, 3, 4])
     assert drawn["decision"][1] == [5, 5, 5, 5]
 
@@ -164,6 +166,14 @@ def test_labels_of_many_bars_are_thinned() -> None:
     assert len(figure.axes[0].get_xticks()) == 20
 
 
+def test_pictures_say_what_the_accuracy_is(write_run: Callable[..., Path]) -> None:
+    for evaluate_on, word in (("own", "Personal accuracy, mean"), ("all", "Test accuracy, mean")):
+        pictures = pictures_of(write_run(evaluate_on, evaluate_on=evaluate_on))
+        assert pictures[0].caption.startswith(word)
+    figure = plots.accuracy({"a": curve_of([0, 1, 2])}, "rounds", "personal accuracy")
+    assert figure.axes[0].get_ylabel() == "personal accuracy"
+
+
 def test_a_run_gets_the_pictures_it_has_data_for(write_run: Callable[..., Path]) -> None:
     names = {picture.name for picture in pictures_of(write_run())}
     assert names == {
@@ -172,12 +182,12 @@ def test_a_run_gets_the_pictures_it_has_data_for(write_run: Callable[..., Path])
         "accuracy-over-seconds",
         "loss",
         "consensus",
-        "degree",
+        "strategy",
         "data-split",
         "phases",
     }
     fewer = pictures_of(write_run("plain", evaluate=False))
-    assert {picture.name for picture in fewer} == {"degree", "data-split", "phases"}
+    assert {picture.name for picture in fewer} == {"strategy", "data-split", "phases"}
     assert all(picture.png.startswith(b"\x89PNG") for picture in fewer)
 
 

@@ -34,7 +34,7 @@ def test_write_makes_every_promised_file_and_nothing_else(write_run: Callable[..
         "report.html",
     }  # fmt: skip
     assert {path.name for path in (run / "plots").iterdir()} >= {
-        "accuracy-over-rounds.png", "consensus.png", "degree.png", "data-split.png", "graph.png"
+        "accuracy-over-rounds.png", "consensus.png", "strategy.png", "data-split.png", "graph.png"
     }  # fmt: skip
     summary = json.loads((run / "summary.json").read_text())
     with (run / "curve.csv").open() as file:

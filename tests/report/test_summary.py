@@ -39,6 +39,10 @@ def test_summary_of_a_whole_run(write_run: Callable[..., Path]) -> None:
     assert accuracy == pytest.approx(
         {"mean": 0.5, "std": math.sqrt(0.26 / 3), "min": 0.1, "max": 0.8}
     )
+    # .8 .6 .1: the lowest, the middle and the highest are quantiles 0, 1/2 and 1
+    assert summary.pop("accuracy_quantiles") == pytest.approx(
+        {"p10": 0.2, "p25": 0.35, "p50": 0.6, "p75": 0.7, "p90": 0.76}
+    )
     assert summary.pop("consensus_distance") == pytest.approx(math.sqrt(56 / 9))
     assert summary.pop("seconds") == pytest.approx(
         {"train": 4.0, "send": 0.4, "wait": 2.0, "mix": 0.8, "evaluate": 0.0}
@@ -54,6 +58,8 @@ def test_summary_of_a_whole_run(write_run: Callable[..., Path]) -> None:
         "pace": "synchronous",
         "stragglers": [],
         "clock": "wall",
+        "evaluate_on": "all",
+        "worst_peer": 2,
         "age_mean": None,
         "version": "0.0",
         "digest": "d1",
@@ -90,6 +96,8 @@ def test_a_killed_peer_is_named_and_left_out_of_the_final_figures(
     curve = measure_curve(run)
     summary = json.loads(summary_json(summarise(run, curve)))
     assert summary["accuracy"] == pytest.approx({"mean": 0.7, "std": 0.1, "min": 0.6, "max": 0.8})
+    assert summary["worst_peer"] == 1
+    assert summary["accuracy_quantiles"]["p10"] == pytest.approx(0.62)
     assert (summary["best_accuracy"], summary["best_round"]) == (pytest.approx(0.7), 3)
     assert summary["consensus_distance"] == pytest.approx(2.0)  # models at 1 and 5
     assert summary["lost"] == [{"peer": 2, "last_round": 1, "exit_code": None, "error": None}]
@@ -106,7 +114,15 @@ def test_a_run_without_evaluations(write_run: Callable[..., Path]) -> None:
     run = load(write_run(evaluate=False))
     curve = measure_curve(run)
     summary = json.loads(summary_json(summarise(run, curve)))
-    for absent in ("accuracy", "best_accuracy", "best_round", "loss_mean", "consensus_distance"):
+    for absent in (
+        "accuracy",
+        "accuracy_quantiles",
+        "worst_peer",
+        "best_accuracy",
+        "best_round",
+        "loss_mean",
+        "consensus_distance",
+    ):
         assert summary[absent] is None
     assert summary["train_loss_mean"] == 1.0
     assert curve_csv(curve).count("\n") == 1

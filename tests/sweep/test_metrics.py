@@ -35,6 +35,8 @@ def test_figures_by_hand(record: Record) -> None:
         "best_round": 2,
         "final_accuracy": 0.75,
         "mean_accuracy": pytest.approx((0.5 + 0.75 + 0.625 + 0.75) / 4),
+        "worst_accuracy": 0.25,
+        "p10_accuracy": 0.375,
         "rounds_to_converge": 2,  # the first to reach 0.8 * 0.75 = 0.6
         "bytes_to_converge": 200,
         "seconds_per_round": 2.0,
@@ -98,7 +100,7 @@ def test_unknown_figures_stay_unknown(tmp_path: Path, write_run: WriteRun) -> No
     (tmp_path / "run" / "curve.csv").write_text(f"{head}\n0,,,,,0,1,,,,3\n", encoding="utf-8")
     head = (tmp_path / "run" / "timeline.csv").read_text(encoding="utf-8").splitlines()[0]
     (tmp_path / "run" / "timeline.csv").write_text(f"{head}\n", encoding="utf-8")
-    _change(tmp_path / "run", accuracy=None, wall_s=None, startup_s=None)
+    _change(tmp_path / "run", accuracy=None, accuracy_quantiles=None, wall_s=None, startup_s=None)
     empty = read_record(tmp_path / "run")
     found: Figures = figures(empty, empty, Measures(targets=(0.5,)))
     assert {name for name, value in found.items() if value is not None} == {"bytes_total"}
