@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from p2p_dml import config
-from p2p_dml.assemble import Blueprint, blueprint, check_needs
+from p2p_dml.assemble import Blueprint, blueprint, check_needs, load_data, model_of
 from p2p_dml.errors import ConfigError
 from p2p_dml.launchers.single import limits_of
 from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
@@ -16,7 +17,8 @@ from p2p_dml.strategies import STRATEGIES
 from p2p_dml.types import Need
 
 BASE: Mapping[str, object] = {"peers": 8, "rounds": 4, "links": "complete"}
-ASYNCHRONOUS = ("local", "dpsgd", "hyperprism", "sgp", "dfedavgm")
+MASKED = ("mcepl", "supermask", "fedpm", "dispfl", "magnitude")
+ASYNCHRONOUS = ("local", "dpsgd", "hyperprism", "sgp", "dfedavgm", *MASKED)
 TOGETHER = sorted(set(STRATEGIES) - set(ASYNCHRONOUS))
 TRACKING = """
 from p2p_dml.types import Need
@@ -98,3 +100,56 @@ def test_who_is_slow_follows_from_the_seed() -> None:
         slowness = parts[0].slowness(me)
         assert slowness.factor == (4.0 if me in parts[0].stragglers else 1.0)
         assert slowness.round_s == 0.5
+
+
+# --- personal accuracy, initial weights --------------------------------------------------------
+
+OWN_LOOP = """
+from torch import nn
+
+def net() -> nn.Module:
+    return nn.Linear(3, 2)
+
+def train(model, round):
+    return 0.0
+"""
+
+
+def settings(**changes: object) -> config.RunConfig:
+    return config.parse({**BASE, "strategy": "dpsgd", **changes}, Path())
+
+
+def test_a_run_with_a_train_function_has_no_personal_accuracy() -> None:
+    run = settings(train="own:train", evaluate_on="own")
+    with pytest.raises(ConfigError, match='evaluate_on: "own" is for data sets of'):
+        blueprint(run, *load_data(run))
+
+
+def test_every_peers_classes_must_be_tested() -> None:
+    """The first two test samples of the digits are of two classes, and peers hold all ten."""
+    table = {"name": "digits", "test_samples": 2}
+    run = settings(data=table, evaluate_on="own")
+    with pytest.raises(ConfigError, match=r"evaluate_on: .*'digits' has no test samples of class"):
+        blueprint(run, *load_data(run))
+    blueprint(settings(data=table), *load_data(run))
+
+
+@pytest.fixture
+def own_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "own_loop_of_assemble.py").write_text(OWN_LOOP, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return "own_loop_of_assemble"
+
+
+def test_init_is_for_models_beside_a_train_function_too(own_loop: str) -> None:
+    table = {"name": f"{own_loop}:net", "init": "signed_constant"}
+    run = settings(model=table, train=f"{own_loop}:train", dtype="float64")
+    weight = model_of(run, None).state_dict()["weight"]
+    assert weight.dtype == torch.float64
+    assert torch.equal(weight.abs(), torch.full((2, 3), (2 / 3) ** 0.5, dtype=torch.float64))
+
+
+def test_an_unknown_init_is_refused(own_loop: str) -> None:
+    table = {"name": f"{own_loop}:net", "init": "kaimin"}
+    with pytest.raises(ConfigError, match=r"model\.init: .*did you mean 'kaiming'"):
+        model_of(settings(model=table, train=f"{own_loop}:train"), None)

@@ -21,7 +21,7 @@ LEVELS = (
     ("peer", "drive", "simulate", "checkpoint"),
     ("transports", "learners", "data", "models"),
     ("assemble",),
-    ("launchers", "report", "sweep", "cli"),
+    ("launchers", "report", "sweep", "export", "cli"),
     ("__init__", "__main__"),  # the faces of the package; its version is free for all
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

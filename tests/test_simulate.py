@@ -283,7 +283,7 @@ def _values(file: Path) -> bytes:
 
 @pytest.mark.parametrize(
     "strategy",
-    ["local", "dpsgd", "hyperprism", {"name": "dfedavgm", "steps": 2}, "sgp"],
+    ["local", "dpsgd", "hyperprism", {"name": "dfedavgm", "steps": 2}, "sgp", "mcepl"],
     ids=str,
 )
 def test_peers_of_equal_pace_are_synchronous_bit_for_bit(tmp_path: Path, strategy: object) -> None:

@@ -33,6 +33,13 @@ BASE: Mapping[str, object] = {
 VARIANTS: Mapping[str, Mapping[str, object]] = {
     "local": {"strategy": "local"},
     "dpsgd": {"strategy": "dpsgd"},
+    "dpsgd, then alone": {
+        "strategy": "dpsgd",
+        "links": {"kind": "until", "at_tick": 2, "of": "ring"},
+        "model": {"name": "mlp", "hidden": [16], "init": "kaiming"},
+        "evaluate_on": "own",
+        "max_isolated_rounds": 1,
+    },
     "allreduce": {"strategy": "allreduce", "links": "complete"},
     "p=1": {"strategy": {"name": "hyperprism", "degree": 1.0}},
     "p=9": {"strategy": {"name": "hyperprism", "degree": 9.0}},
@@ -54,9 +61,14 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
     "mudag": {"strategy": {"name": "mudag", "lambda2": 0.4}, "links": "ring"},
     "adom": {"strategy": "adom"},
     "adom+": {"strategy": {"name": "adom_plus", "exchanges": 2}},
+    "masks": {"strategy": {"name": "mcepl", "lr": 1.0, "keep_decision": [0.3, 0.5]}},
+    "own masks": {"strategy": {"name": "supermask", "lr": 1.0}},
+    "drawn masks": {"strategy": {"name": "fedpm", "steps": 2}},
+    "sparse": {"strategy": {"name": "dispfl", "steps": 2, "prune_rounds": 4}},
+    "largest": {"strategy": {"name": "magnitude", "keep_decision": 0.5}},
     "heavy ball": {"strategy": {"name": "dfedavgm", "bits": 16}},
 }
-IN_BOTH = ("local", "dpsgd", "allreduce", "p=9", "learned p")
+IN_BOTH = ("local", "dpsgd", "allreduce", "p=9", "learned p", "masks")
 ONLY_IN_DOUBLE = ("tracking", "push", "adom+")
 SINGLE = [(name, "float32", "ipc") for name in VARIANTS if name not in ONLY_IN_DOUBLE]
 DOUBLE = [(name, "float64", "tcp") for name in IN_BOTH + ONLY_IN_DOUBLE]
@@ -114,7 +126,7 @@ def test_checkpoints_are_equal_bit_for_bit(runs: Runs) -> None:
     ("event", "names"),
     [
         ("evaluated", ("round", "accuracy", "loss", "sketch")),
-        ("round_done", ("round", "loss", "bytes_out", "neighbours", "missing", "degrees")),
+        ("round_done", ("round", "loss", "bytes_out", "neighbours", "missing", "reported")),
         ("checkpointed", ("round", "file")),
         ("finished", ("round", "exit_code", "error")),
     ],

@@ -15,6 +15,7 @@ from p2p_dml.kernels.mixing import metropolis
 from p2p_dml.tensors import clone
 from p2p_dml.types import (
     AnyStrategy,
+    Coded,
     Graph,
     Inbox,
     Links,
@@ -26,6 +27,7 @@ from p2p_dml.types import (
     Part,
     Payload,
     PeerId,
+    Sent,
     Tag,
     Tensors,
 )
@@ -112,11 +114,11 @@ class Gossip:
 
     def _advance_round(self) -> None:
         views = [_Now(hood) for hood in self._hoods_at(0)]
-        going: list[Generator[Outbox, Inbox, object]] = []
+        going: list[Generator[Sent, Inbox, object]] = []
         for state, learner, view in zip(self.states, self.learners, views, strict=True):
             learner.round = self.round
             going.append(self.strategy.round(state, learner, view))
-        outboxes = [next(each) for each in going]
+        outboxes = [_plain(next(each)) for each in going]
         for exchange in range(self.strategy.exchanges):
             hoods = [view.now for view in views]
             inboxes = self._deliver(Tag(self.round, exchange), hoods, outboxes)
@@ -125,11 +127,11 @@ class Gossip:
             outboxes = list(self._answers(going, inboxes))
 
     def _answers(
-        self, going: Sequence[Generator[Outbox, Inbox, object]], inboxes: Sequence[Inbox]
+        self, going: Sequence[Generator[Sent, Inbox, object]], inboxes: Sequence[Inbox]
     ) -> Iterator[Outbox]:
         for me, (each, inbox) in enumerate(zip(going, inboxes, strict=True)):
             try:
-                yield each.send(inbox)
+                yield _plain(each.send(inbox))
             except StopIteration as end:
                 self.states[me] = end.value
 
@@ -151,6 +153,11 @@ class Gossip:
         if graph not in self._hoods:
             self._hoods[graph] = [self._rule(graph, me) for me in range(graph.num_peers)]
         return self._hoods[graph]
+
+
+def _plain(sent: Sent) -> Outbox:
+    assert not isinstance(sent, Coded)
+    return sent
 
 
 def _inbox(hood: Neighbourhood, tag: Tag, messages: Sequence[Message]) -> Inbox:

@@ -17,7 +17,7 @@ from p2p_dml.links.static import Ring
 from p2p_dml.strategies import DPSGD, HyperPrism
 from p2p_dml.strategies.hyperprism import HyperPrismState
 from p2p_dml.tables import build
-from p2p_dml.types import AnyStrategy, PeerId, Tag
+from p2p_dml.types import AnyStrategy, Coded, PeerId, Tag
 
 if TYPE_CHECKING:
     from tests.strategies.conftest import Bench, Gossip
@@ -206,6 +206,7 @@ def test_raw_models_travel_with_a_number_or_two(
     learner = bench.learners(3)[0]
     links = bench.links(metropolis(Ring(num_peers=3)(0), 0))
     outbox = next(strategy.round(strategy.init(learner, 0), learner, links))
+    assert not isinstance(outbox, Coded)
     for payload in outbox.values():
         assert set(payload.scalars) == scalars
         assert torch.equal(payload.tensors["x"], learner.x)

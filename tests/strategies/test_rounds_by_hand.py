@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from p2p_dml.strategies import DPSGD, AllReduce, HyperPrism, Local
-from p2p_dml.types import AnyStrategy, Inbox, Need, Neighbourhood, Part, Payload, Tensors
+from p2p_dml.types import AnyStrategy, Coded, Inbox, Need, Neighbourhood, Part, Payload, Tensors
 
 HOOD = Neighbourhood(1, 0.5, {0: 0.25, 2: 0.25}, {0: 0.25, 2: 0.25})
 
@@ -54,6 +54,7 @@ def after_a_round(strategy: AnyStrategy, heard: Mapping[int, float]) -> float:
     learner = OneNumber()
     steps = strategy.round(strategy.init(learner, 0), learner, FixedLinks())
     outbox = next(steps)
+    assert not isinstance(outbox, Coded)
     assert {to: p.tensors["w"].item() for to, p in outbox.items()} == {0: 4.0, 2: 4.0}
     values = {j: torch.tensor([x], dtype=torch.float64) for j, x in heard.items()}
     with pytest.raises(StopIteration):
