@@ -1,4 +1,4 @@
-"""The command line: `p2p-dml run | simulate | sweep | peer | topology | report | data`."""
+"""The command line: `p2p-dml run | simulate | sweep | peer | topology | report | export | data`."""
 
 from __future__ import annotations
 
@@ -199,6 +199,27 @@ def report(
         return
     console.print(compare_table(runs))
     console.print(f"comparison: {compare(runs, out)}", soft_wrap=True)
+
+
+@app.command()
+def export(
+    run_: Annotated[Path, typer.Argument(metavar="RUN", help="run folder")],
+    me: Annotated[int, typer.Option("--peer", help="whose model")],
+    round_: Annotated[
+        int | None, typer.Option("--round", help="of a checkpoint; default: the last")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="folder; default: in RUN/export")] = None,
+) -> None:
+    """Write a peer's model without its zeros: a small dense one, and values with a bitmap."""
+    from p2p_dml.export.peers import export_peer, table
+
+    console = Console()
+    exported = export_peer(run_, me, round_, out)
+    console.print(table(exported))
+    console.print(f"export: {exported.folder}", soft_wrap=True, markup=False)
+    if exported.small is not None and not exported.small.is_equal:
+        _complain("the small model's outputs are not those of the whole model; do not use it")
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @topology_app.command("show")

@@ -35,7 +35,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("command", "names"),
     [
-        ("", ["run", "simulate", "sweep", "peer", "topology", "report", "data"]),
+        ("", ["run", "simulate", "sweep", "peer", "topology", "report", "export", "data"]),
         ("run", ["--set", "--out", "--quiet"]),
         ("simulate", ["--set", "--out", "--quiet"]),
         ("sweep", ["--set", "--out", "--jobs", "--only", "--reports", "--dry-run", "--quiet"]),
@@ -43,6 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("topology", ["show"]),
         ("topology show", ["--peers", "--ticks", "--seed", "--mixing", "--set", "--out"]),
         ("report", ["--out"]),
+        ("export", ["--peer", "--round", "--out"]),
         ("data", ["list", "fetch"]),
         ("data fetch", ["--to"]),
     ],
