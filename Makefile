@@ -31,6 +31,7 @@ bench: install
 	$(BIN)/python -m benchmarks.exchange
 	$(BIN)/python -m benchmarks.simulation
 	$(BIN)/python -m benchmarks.power_mean
+	$(BIN)/python -m benchmarks.masks
 
 clean:
 	rm -rf $(VENV) build *.egg-info p2p_dml/kernels/*.so .mypy_cache .ruff_cache .pytest_cache
