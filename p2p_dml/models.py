@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from p2p_dml import plugins, tables
 from p2p_dml.errors import ConfigError
+from p2p_dml.layers import LocalResponseNorm
 from p2p_dml.types import Part
 
 _STREAM = 0x696E697469616C21  # sets the words of `redraw` apart from other users of the run's seed
@@ -75,15 +76,15 @@ def alexnet_mcepl(*, shape: tuple[int, ...], classes: int) -> nn.Module:
     features = nn.Sequential(
         nn.Conv2d(_channels(shape), 64, 5, padding=1, bias=False),
         nn.ELU(),
-        nn.LocalResponseNorm(4, alpha=2e-5, beta=0.75),
+        LocalResponseNorm(4, alpha=2e-5, beta=0.75),
         nn.MaxPool2d(3, 2),
         nn.Conv2d(64, 128, 5, padding=1, bias=False),
         nn.ELU(),
-        nn.LocalResponseNorm(4, alpha=1e-4, beta=0.75),
+        LocalResponseNorm(4, alpha=1e-4, beta=0.75),
         nn.MaxPool2d(3, 2),
         nn.Conv2d(128, 256, 5, padding=1, bias=False),
         nn.ELU(),
-        nn.LocalResponseNorm(4, alpha=1e-4, beta=0.75),
+        LocalResponseNorm(4, alpha=1e-4, beta=0.75),
         nn.MaxPool2d(3, 2, padding=1),
         nn.Flatten(),
     )

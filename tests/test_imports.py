@@ -19,7 +19,7 @@ LEVELS = (
     ("strategies", "hypernet"),
     ("wire", "events", "config", "liveness", "mailbox", "pace"),
     ("peer", "drive", "simulate", "checkpoint"),
-    ("transports", "learners", "data", "models"),
+    ("transports", "learners", "data", "models", "layers"),
     ("assemble",),
     ("launchers", "report", "sweep", "export", "cli"),
     ("__init__", "__main__"),  # the faces of the package; its version is free for all

@@ -12,6 +12,7 @@ from torch.func import functional_call
 from p2p_dml.errors import ConfigError
 from p2p_dml.export._channels import Cut, Known, Stage, is_constant, level
 from p2p_dml.export._layers import EACH, POOLS, Pick, WindowNorm, changed
+from p2p_dml.layers import LocalResponseNorm
 
 _MAP = 3  # axes of a feature map with its channels
 
@@ -23,8 +24,12 @@ def stage_of(name: str, layer: nn.Module) -> Stage:
         return _Weighted(name=name, layer=layer, num_axes=1)
     if isinstance(layer, nn.Conv2d) and kind is nn.Conv2d and layer.groups == 1:
         return _Weighted(name=name, layer=layer, num_axes=_MAP)
-    if isinstance(layer, nn.LocalResponseNorm) and kind is nn.LocalResponseNorm:
-        return _Window(name=name, layer=layer)
+    if isinstance(layer, nn.LocalResponseNorm) and kind in (
+        nn.LocalResponseNorm,
+        LocalResponseNorm,
+    ):
+        as_torchs = nn.LocalResponseNorm(layer.size, layer.alpha, layer.beta, layer.k)
+        return _Window(name=name, layer=as_torchs)
     if isinstance(layer, nn.GroupNorm) and kind is nn.GroupNorm and _is_usual(layer):
         return _Groups(name=name, layer=layer)
     if kind in EACH or _is_whole_flatten(layer):
