@@ -14,7 +14,7 @@ import p2p_dml
 ROOT = Path(p2p_dml.__file__).parent
 
 LEVELS = (
-    ("types", "errors", "tensors", "tables"),
+    ("types", "errors", "tensors", "tables", "files"),
     ("kernels", "links", "plugins"),
     ("strategies", "hypernet"),
     ("wire", "events", "config", "liveness", "mailbox", "pace"),

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from p2p_dml.errors import ConfigError
-from p2p_dml.export._files import read_tensors, write_tensors, write_whole
+from p2p_dml.export._files import read_tensors, write_tensors
 from p2p_dml.export._layers import describe, rebuild
+from p2p_dml.files import write_whole
 from p2p_dml.tensors import mismatch
 
 LAYERS_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"

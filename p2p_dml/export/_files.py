@@ -1,16 +1,15 @@
-"""Files of an export: written whole or not at all; what cannot be read says so."""
+"""Files of an export: what stands in the way of writing, and what cannot be read, says so."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from p2p_dml.errors import ConfigError, StorageError
+from p2p_dml.files import write_whole
 from p2p_dml.types import Tensors
 
 
@@ -32,22 +31,6 @@ def clear(folder: Path, names: Collection[str]) -> None:
         raise ConfigError(f"{folder}: is a file; choose another folder with --out") from error
     except OSError as error:
         raise StorageError(f"cannot replace the export in {folder}: {error.strerror}") from error
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Replace `path` in one move. StorageError naming the file and the reason."""
-    temporary = path.with_name(f"{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        with suppress(OSError):  # the folder itself may be what is missing
-            temporary.unlink()
-        raise StorageError(
-            f"cannot write {path}: {error.strerror}; free some space or choose another folder "
-            "with --out"
-        ) from error
 
 
 def write_tensors(path: Path, tensors: Tensors, metadata: Mapping[str, str]) -> None:

@@ -6,8 +6,9 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from p2p_dml import checkpoint, config
 from p2p_dml.assemble import load_data, model_of
@@ -18,10 +19,12 @@ from p2p_dml.errors import ConfigError
 from p2p_dml.export._cost import largest_difference, multiply_adds, num_parameters, time_ratio
 from p2p_dml.export._dense import LAYERS_FILE, WEIGHTS_FILE, save
 from p2p_dml.export._figures import Exported, Small, table
-from p2p_dml.export._files import clear, write_whole
+from p2p_dml.export._files import clear
 from p2p_dml.export._shrink import shrink
 from p2p_dml.export._sparse import SPARSE_FILE, save_sparse
+from p2p_dml.files import write_whole
 from p2p_dml.kernels.structure import structured_sparsity
+from p2p_dml.learners import test_samples
 from p2p_dml.tensors import mismatch, num_bytes, num_elements, part
 from p2p_dml.types import PeerId
 
@@ -133,7 +136,8 @@ def _small(model: nn.Module, dataset: Dataset | None, folder: Path) -> Small | s
     except ConfigError as error:
         return str(error)
     save(small, folder)
-    x = _test_samples(dataset, next(model.parameters()).dtype)
+    tests = test_samples(dataset, torch.device("cpu"), next(model.parameters()).dtype)
+    x, _ = tests.batch(np.arange(min(_SAMPLES, len(tests))))
     difference, output = largest_difference(model, small, x)
     return Small(
         parameters=num_parameters(small),
@@ -145,13 +149,3 @@ def _small(model: nn.Module, dataset: Dataset | None, folder: Path) -> Small | s
         largest_output=output,
         samples=len(x),
     )
-
-
-def _test_samples(dataset: Dataset, dtype: torch.dtype) -> Tensor:
-    """The first test samples as the model takes them, [B, …]."""
-    x = torch.from_numpy(dataset.test_x[:_SAMPLES].copy()).to(dtype)
-    if dataset.mean is None or dataset.std is None:
-        return x
-    shape = (-1, *(1 for _ in x.shape[2:]))
-    mean, std = (torch.tensor(s, dtype=dtype).reshape(shape) for s in (dataset.mean, dataset.std))
-    return (x - mean) / std

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from p2p_dml.learners._batched import drawback, obstacle
 from p2p_dml.learners._metrics import Metrics
-from p2p_dml.learners._samples import own_counts
+from p2p_dml.learners._samples import own_counts, test_samples
 from p2p_dml.learners._training import Training
 from p2p_dml.learners.fleet import Fleet
 from p2p_dml.learners.function import FunctionLearner
@@ -19,4 +19,5 @@ __all__ = [
     "drawback",
     "obstacle",
     "own_counts",
+    "test_samples",
 ]

@@ -12,8 +12,8 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from p2p_dml.errors import ConfigError
+from p2p_dml.files import write_whole
 from p2p_dml.report._figures import run_labels
-from p2p_dml.report._files import write_whole
 from p2p_dml.report._timeline import measure_timeline
 from p2p_dml.report._units import clock, digits, human_bytes, plural
 from p2p_dml.report._values import Curve, Picture, Run, Summary, Timeline
@@ -41,7 +41,6 @@ __all__ = [
     "survey_table",
     "write",
     "write_figures",
-    "write_whole",
 ]
 
 # A schedule can be longer than a picture of it needs.

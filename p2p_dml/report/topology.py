@@ -11,7 +11,7 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from p2p_dml.report._files import write_whole
+from p2p_dml.files import write_whole
 from p2p_dml.report._style import (
     AS_PERCENT,
     FAINT,

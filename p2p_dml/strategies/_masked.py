@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, final
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from p2p_dml.errors import ConfigError
 from p2p_dml.kernels.masks import num_kept, top_share
-from p2p_dml.kernels.structure import kept_per_output
-from p2p_dml.tensors import clone, num_elements
+from p2p_dml.kernels.structure import kept_per_output, prune_outputs
+from p2p_dml.tensors import num_elements, tmap
 from p2p_dml.types import Learner, Part, PeerId, Tensors
 
 T = TypeVar("T")
@@ -39,15 +39,18 @@ class Keep:
             if not shares or not all(0 < share <= 1 for share in shares):
                 raise ValueError(f"keep_{name}: expected shares above 0, at most 1, got {shares}")
 
-    def share(self, peer: PeerId, part: Part) -> float:
-        """The share of one peer."""
-        shares = self.decision if part == "decision" else self.representation
-        return shares[peer % len(shares)]
+    def of_peer(self, peer: PeerId, learner: Learner, names: Iterable[str]) -> dict[str, float]:
+        """The shares of one peer, tensor by tensor."""
+        each = {name: self._turns(learner.parts[name]) for name in names}
+        return {name: turns[peer % len(turns)] for name, turns in each.items()}
 
-    def common(self, part: Part) -> float:
-        """Mean share over the kinds of peers."""
-        shares = self.decision if part == "decision" else self.representation
-        return sum(shares) / len(shares)
+    def common(self, learner: Learner, names: Iterable[str]) -> dict[str, float]:
+        """Mean shares over the kinds of peers, tensor by tensor."""
+        each = {name: self._turns(learner.parts[name]) for name in names}
+        return {name: sum(turns) / len(turns) for name, turns in each.items()}
+
+    def _turns(self, part: Part) -> Sequence[float]:
+        return self.decision if part == "decision" else self.representation
 
 
 def in_turns(value: T | tuple[T, ...]) -> tuple[T, ...]:
@@ -56,8 +59,8 @@ def in_turns(value: T | tuple[T, ...]) -> tuple[T, ...]:
 
 
 def weights_of(learner: Learner) -> Tensors:
-    """A copy of the weights that can be masked, by name; ConfigError if there are none."""
-    weights = clone({name: x for name, x in learner.params.items() if x.dim() > 1})
+    """The weights that can be masked, by name, as live views; ConfigError if there are none."""
+    weights = {name: x for name, x in learner.params.items() if x.dim() > 1}
     if not weights:
         raise ConfigError(
             "model: expected weights of two or more dimensions for the strategy to mask, found none"
@@ -89,9 +92,15 @@ def draw_mask(
     }
 
 
-def top_masks(scores: Mapping[str, Tensor], shares: Mapping[str, float]) -> Tensors:
-    """Bool masks of each tensor's largest scores; `shares` says how many."""
-    return {name: top_share(x, shares[name]) for name, x in scores.items()}
+def top_masks(
+    scores: Mapping[str, Tensor], shares: Mapping[str, float], least_kept: int = 0
+) -> Tensors:
+    """Bool masks of each tensor's largest scores; `shares` says how many.
+
+    Outputs with `least_kept` ones or fewer are then taken out whole.
+    """
+    masks = {name: top_share(x, shares[name]) for name, x in scores.items()}
+    return tmap(lambda mask: prune_outputs(mask, least_kept), masks)
 
 
 def num_ones(weights: Mapping[str, Tensor], shares: Mapping[str, float]) -> list[int]:

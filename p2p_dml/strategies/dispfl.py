@@ -14,7 +14,7 @@ from torch import Tensor
 from p2p_dml.kernels.masks import top_share
 from p2p_dml.strategies._checks import check_count, check_positive, check_share
 from p2p_dml.strategies._draws import PrivateDraws
-from p2p_dml.strategies._masked import figures_of, in_turns, num_ones, put_on
+from p2p_dml.strategies._masked import figures_of, in_turns, num_ones, put_on, weights_of
 from p2p_dml.strategies._optimisers import SGD
 from p2p_dml.strategies._sparse import SparseCode
 from p2p_dml.tensors import join
@@ -81,7 +81,7 @@ class DisPFL:
 
     def init(self, learner: Learner, seed: int) -> DisPFLState:
         """The dense model; which weights a peer keeps is drawn in the first round."""
-        masks = {name: torch.ones_like(x).bool() for name, x in _weights(learner).items()}
+        masks = {name: torch.ones_like(x).bool() for name, x in weights_of(learner).items()}
         return DisPFLState(masks=masks, seed=seed)
 
     def round(
@@ -103,7 +103,7 @@ class DisPFL:
 
     def _next_masks(self, state: DisPFLState, learner: Learner, me: PeerId) -> Tensors:
         """Masks drawn at random at first; later those of the last round, some places exchanged."""
-        weights = _weights(learner)
+        weights = weights_of(learner)
         draws = PrivateDraws(state.seed, state.rounds)
         if state.rounds == 0:
             each = zip(state.masks.items(), self._kept(learner, me), strict=True)
@@ -133,7 +133,7 @@ class DisPFL:
 
     def _kept(self, learner: Learner, peer: PeerId) -> list[int]:
         """How many weights of each tensor a peer keeps."""
-        densities, weights = in_turns(self.density), _weights(learner)
+        densities, weights = in_turns(self.density), weights_of(learner)
         return num_ones(weights, kernel_densities(weights, densities[peer % len(densities)]))
 
     def _prune_rate(self, t: int) -> float:
@@ -159,10 +159,6 @@ def kernel_densities(weights: Mapping[str, Tensor], density: float) -> dict[str,
         full = [name for name in rest if each[name] > 1]
         found |= dict.fromkeys(full, 1.0) if full else each
     return found
-
-
-def _weights(learner: Learner) -> Tensors:
-    return {name: x for name, x in learner.params.items() if x.dim() > 1}
 
 
 def _average(learner: Learner, masks: Tensors, inbox: Inbox) -> None:

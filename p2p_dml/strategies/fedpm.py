@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, final
@@ -77,7 +78,7 @@ class FedPM:
 
     def init(self, learner: Learner, seed: int) -> FedPMState:
         """Standard normal scores, the same at every peer; the model wears a first sample."""
-        w = weights_of(learner)
+        w = clone(weights_of(learner))
         draws = common_draws(w)
         s = {name: _normal(x, draws) for name, x in w.items()}
         moments = Adam(lr=self.lr).at_rest(s if self.optimiser == "adam" else {})
@@ -94,7 +95,7 @@ class FedPM:
         coding = MaskCoding(numels=tuple(x.numel() for x in w.values()), mode=self.coding)
         seen = CodingState()  # changes of masks, which would need a memory, are not sent
         outbox, _ = coding.outbox(seen, links.now, learner.round, bits)
-        inbox = yield Coded(outbox, lambda sender, payload: coding.read(seen, sender, payload))
+        inbox = yield Coded(outbox, functools.partial(coding.read, seen))
         if inbox.messages:
             s = self._averaged(w, inbox, bits)
         masks = self._wear(learner, w, s, draws)

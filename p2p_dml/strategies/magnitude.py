@@ -72,8 +72,8 @@ class Magnitude:
 
     def init(self, learner: Learner, seed: int) -> MagnitudeState:
         """The weights as drawn, and masks of the mean share, which the model wears from now on."""
-        w = weights_of(learner)
-        masks = _largest(w, {name: self._keep.common(learner.parts[name]) for name in w})
+        w = clone(weights_of(learner))
+        masks = _largest(w, self._keep.common(learner, w))
         put_on(learner, w, masks)
         momenta = self._sgd.at_rest(learner.params)
         return MagnitudeState(weights=w, masks=masks, momenta=momenta)
@@ -117,7 +117,7 @@ class Magnitude:
         )
 
     def _shares(self, learner: Learner, w: Tensors, peer: PeerId) -> dict[str, float]:
-        return {name: self._keep.share(peer, learner.parts[name]) for name in w}
+        return self._keep.of_peer(peer, learner, w)
 
     @property
     def _keep(self) -> Keep:

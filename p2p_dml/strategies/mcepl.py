@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from p2p_dml.kernels.masks import count, pack
-from p2p_dml.kernels.structure import prune_outputs
 from p2p_dml.strategies._checks import check_positive
+from p2p_dml.strategies._draws import PrivateDraws
 from p2p_dml.strategies._mask_coding import CodingState, MaskCoding, Mode, sizes
 from p2p_dml.strategies._masked import (
     Keep,
@@ -28,7 +28,7 @@ from p2p_dml.strategies._masked import (
     top_masks,
     weights_of,
 )
-from p2p_dml.tensors import tmap
+from p2p_dml.tensors import clone, tmap
 from p2p_dml.types import Coded, Inbox, Learner, Links, Need, PeerId, Sent, Tensors
 
 
@@ -102,11 +102,10 @@ class MCEPL:
 
     def init(self, learner: Learner, seed: int) -> MCEPLState:
         """Scores and a first neighbours' mask that are the same at every peer."""
-        weights = weights_of(learner)
+        weights = clone(weights_of(learner))
         draws = common_draws(weights)
         scores = draw_scores(weights, draws)
-        common = {name: self._keep.common(learner.parts[name]) for name in weights}
-        fused = draw_mask(weights, common, draws)
+        fused = draw_mask(weights, self._keep.common(learner, weights), draws)
         return MCEPLState(weights=weights, scores=scores, fused=fused, seed=seed)
 
     def round(
@@ -124,7 +123,7 @@ class MCEPL:
         outbox, seen = coding.outbox(state.links, links.now, learner.round, bits)
         expected = functools.partial(self._ones, learner, w)
         read = functools.partial(coding.read, seen, expected=expected)
-        inbox = yield Coded(outbox, lambda sender, payload: read(sender, payload))
+        inbox = yield Coded(outbox, read)
         fused = self._mean(state, [m.tensors["mask"] for m in inbox.messages.values()], learner)
         z = tmap(lambda z, g, m: z - self.fine_tune * g * self._share(m), z, g, fused)
         masks = self._worn(z, fused, shares)
@@ -149,10 +148,7 @@ class MCEPL:
 
     def _worn(self, z: Tensors, fused: Tensors, shares: Mapping[str, float]) -> Tensors:
         """The masks that the peer uses."""
-        masks = top_masks(_fused(z, self._pull(fused)), shares)
-        return (
-            tmap(lambda m: prune_outputs(m, self.least_kept), masks) if self.least_kept else masks
-        )
+        return top_masks(_fused(z, self._pull(fused)), shares, self.least_kept)
 
     def _mean(self, state: MCEPLState, heard: Sequence[Tensor], learner: Learner) -> Tensors:
         """The neighbours' mean mask; if nobody was heard that of the last time."""
@@ -163,8 +159,8 @@ class MCEPL:
         each = torch.split(counts, [x.numel() for x in w.values()])
         flat = [c.to(x.device, x.dtype) / len(heard) for c, x in zip(each, w.values(), strict=True)]
         if self.permuted:
-            draws = torch.Generator().manual_seed(state.seed + learner.round)
-            flat = [x[torch.randperm(len(x), generator=draws).to(x.device)] for x in flat]
+            draws = PrivateDraws(state.seed, learner.round)
+            flat = [x[draws.uniform(x).argsort()] for x in flat]
         return {name: m.view(x.shape) for (name, x), m in zip(w.items(), flat, strict=True)}
 
     def _pull(self, fused: Tensors) -> Tensors:
@@ -184,7 +180,7 @@ class MCEPL:
 
     def _shares(self, peer: PeerId, learner: Learner, weights: Tensors) -> dict[str, float]:
         """What a peer keeps of each tensor, within its budget."""
-        shares = {name: self._keep.share(peer, learner.parts[name]) for name in weights}
+        shares = self._keep.of_peer(peer, learner, weights)
         if self.budget is None:
             return shares
         budgets = in_turns(self.budget)

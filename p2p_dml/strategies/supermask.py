@@ -8,7 +8,6 @@ from typing import final
 
 import torch
 
-from p2p_dml.kernels.structure import prune_outputs
 from p2p_dml.strategies._checks import check_count
 from p2p_dml.strategies._masked import (
     Keep,
@@ -74,9 +73,9 @@ class Supermask:
 
     def init(self, learner: Learner, seed: int) -> SupermaskState:
         """Scores, and masks of the mean share, which the model wears from now on."""
-        w = weights_of(learner)
+        w = clone(weights_of(learner))
         z = draw_scores(w, common_draws(w))
-        masks = self._masks(z, {name: self._keep.common(learner.parts[name]) for name in w})
+        masks = self._masks(z, self._keep.common(learner, w))
         put_on(learner, w, masks)
         return SupermaskState(weights=w, scores=z, masks=masks, momenta=self._sgd.at_rest(z))
 
@@ -85,7 +84,7 @@ class Supermask:
     ) -> Generator[Outbox, Inbox, SupermaskState]:
         """z <- z - lr (g + weight_decay z), and the mask that follows, `steps` times."""
         w, z, momenta = state.weights, clone(state.scores), clone(state.momenta)
-        shares = {name: self._keep.share(links.now.me, learner.parts[name]) for name in w}
+        shares = self._keep.of_peer(links.now.me, learner, w)
         masks = state.masks
         for _ in range(self.steps):
             g = straight_through(learner.grad(learner.params), w, z)
@@ -100,10 +99,7 @@ class Supermask:
         return figures_of(state.masks)
 
     def _masks(self, z: Tensors, shares: Mapping[str, float]) -> Tensors:
-        masks = top_masks(tmap(torch.abs, z), shares)
-        return (
-            tmap(lambda m: prune_outputs(m, self.least_kept), masks) if self.least_kept else masks
-        )
+        return top_masks(tmap(torch.abs, z), shares, self.least_kept)
 
     @property
     def _keep(self) -> Keep:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from p2p_dml import config
 from p2p_dml.errors import ConfigError
+from p2p_dml.files import write_whole
 from p2p_dml.launchers.folder import storage
-from p2p_dml.report import write_whole
 from p2p_dml.sweep._values import Case
 
 _MARK = "finished.json"

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from p2p_dml.report import Curve, Picture, Timeline, write_whole
+from p2p_dml.files import write_whole
+from p2p_dml.report import Curve, Picture, Timeline
 from p2p_dml.report.plots import curve_pictures
 from p2p_dml.sweep._folder import is_finished, run_folder
 from p2p_dml.sweep._metrics import Figures, Record, figures, read_record

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from p2p_dml.errors import StorageError
-from p2p_dml.report._files import write_whole
+from p2p_dml.files import write_whole
 
 
 def test_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
