@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from p2p_dml.learners._forward import compiled, in_precision
+from p2p_dml.learners._training import Training
 from p2p_dml.types import Tensors
 
 _SLOW = "There is a performance drop"  # how torch warns of an operation that it runs one by one
@@ -23,16 +25,20 @@ _LOOSE = {torch.float64: 1e-9, torch.float32: 1e-4}
 class BatchedModule:
     """Calls `module` with stacked parameters [n, *shape]; its own values are not used."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, training: Training | None = None) -> None:
+        """`training` says in what precision, and whether by a compiled program."""
         self.module = _with_linears_for_batches(copy.deepcopy(module))
+        settings, first = training or Training(), next(module.parameters())
+        self._each = in_precision(compiled(vmap(self._call), settings), settings, first)
+        self._same = in_precision(vmap(self._call, in_dims=(0, None)), settings, first)
 
     def each(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs [n, B, …] of n peers for samples [n, B, *shape] of their own."""
-        return vmap(self._call)(dict(params), x)
+        return self._each(dict(params), x)
 
     def same(self, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
         """Outputs [n, B, …] of n peers for the same samples [B, *shape]."""
-        return vmap(self._call, in_dims=(0, None))(dict(params), x)
+        return self._same(dict(params), x)
 
     def _call(self, params: Tensors, x: Tensor) -> Tensor:
         return cast(Tensor, functional_call(self.module, params, (x,)))

@@ -18,7 +18,9 @@ class Training:
     `steps` optimiser steps per round, or `epochs` passes over the peer's own samples (1 if
     neither is given). `momentum` is SGD's. `clip_norm` bounds the norm of the whole gradient.
     `optimiser_state`: keep momenta between rounds or start each round without. `buffers`: mix
-    BatchNorm's running statistics with the parameters, or leave them local.
+    BatchNorm's running statistics with the parameters, or leave them local. `precision`: in
+    "bfloat16" the model's products are computed so (torch's autocast), in training and tests, while
+    parameters, losses and what is sent keep their dtype. `compile`: by torch.compile.
 
     Raises ValueError for a value out of range or both `steps` and `epochs`.
     """
@@ -33,6 +35,8 @@ class Training:
     clip_norm: float | None = None
     optimiser_state: Literal["keep", "reset"] = "keep"
     buffers: Literal["mix", "local"] = "mix"
+    precision: Literal["full", "bfloat16"] = "full"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:

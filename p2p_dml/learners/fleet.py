@@ -5,6 +5,8 @@ peers' training computed at once, on copies; each takes over its own row when it
 was computed ahead holds only if the row is still the one it was computed from, which torch's
 version counters tell; otherwise (a strategy that mixes before it trains) that peer is computed
 alone. So a peer never sees more than its own training, in whatever order a driver runs the peers.
+Likewise the gradients with which a strategy opens a round, at the peers' own parameters. Those that
+it asks for later are computed alone: what comes before them, the other peers have yet to do.
 
 Batches and steps are those of `SupervisedLearner`; sums are taken in another order, so results
 agree to rounding, not bit for bit.
@@ -13,7 +15,6 @@ agree to rounding, not bit for bit.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from typing import Any, final
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from p2p_dml.data import Dataset
+from p2p_dml.learners._ahead import Ahead
 from p2p_dml.learners._batched import BatchedModule, activations
 from p2p_dml.learners._draws import RoundDraws
 from p2p_dml.learners._metrics import EvaluateOn, Metrics, Score, mean_loss, on_own_mix
@@ -35,16 +37,6 @@ from p2p_dml.types import Part, PeerId, Tensors
 
 _ELEMENTS_AT_ONCE = 1 << 22
 """Activations of the peers that are computed together: more of them leave the cache."""
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class _Ahead:
-    """A row's training, computed before its peer asked: for which round, from which version."""
-
-    round: int
-    version: int
-    losses: list[float]
 
 
 @final
@@ -69,7 +61,7 @@ class Fleet:
         first = next(module.parameters())
         self._training = training
         self.parts: Mapping[str, Part] = exchanged_parts(module, buffers=False)
-        self._batched = BatchedModule(module)
+        self._batched = BatchedModule(module, training)
         self._seed = seed
         self._train = train_samples(
             dataset, np.arange(dataset.num_samples), first.device, first.dtype
@@ -97,9 +89,10 @@ class Fleet:
             for row in range(len(shards))
         ]
         self._num_trained = [0] * len(shards)
-        self._ahead: dict[int, _Ahead] = {}
+        self._losses: Ahead[list[float]] = Ahead()
+        self._first_grads: Ahead[Tensors] = Ahead()
         self._tested: dict[int, tuple[int, Metrics]] = {}
-        self._trained_round = self._tested_round = -1
+        self._tested_round = -1
 
     @property
     def members(self) -> list[Member]:
@@ -128,16 +121,16 @@ class Fleet:
 
         `as_it_began`: the row is still what it was when the round began, and so the others may be.
         """
-        if as_it_began and self._trained_round != round_:
-            self._compute(slice(0, len(self._peers)), round_)
-            self._trained_round = round_
-        ahead = self._ahead.pop(row, None)
-        if ahead is None or (ahead.round, ahead.version) != (round_, self.version(row)):
-            self._compute(slice(row, row + 1), round_)
-            ahead = self._ahead.pop(row)
-        self._now.rows(slice(row, row + 1)).copy_(self._later.rows(slice(row, row + 1)))
+        own = slice(row, row + 1)
+        if as_it_began and self._losses.round != round_:
+            self._losses.round, rows = round_, self._all_rows
+            self._losses.keep(rows, round_, self._versions(rows), self._compute(rows, round_))
+        losses = self._losses.take(row, round_, self.version(row))
+        if losses is None:
+            (losses,) = self._compute(own, round_)
+        self._now.rows(own).copy_(self._later.rows(own))
         self._num_trained[row] += 1
-        return ahead.losses
+        return losses
 
     def batches(self, row: int, round_: int) -> Iterator[NDArray[Any]]:
         """The samples of one batch after another, as `SupervisedLearner` draws them; no end."""
@@ -148,19 +141,28 @@ class Fleet:
 
     def grad(self, at: Mapping[str, Tensor], samples: NDArray[Any]) -> Tensors:
         """Gradient of the loss at one peer's parameters `at` on some training samples."""
-        given = {name: at[name].detach()[None] for name in self.parts}
-        _, grads = self._gradients(given, [samples])
-        return {
-            name: grads[name][0] if name in grads else torch.zeros_like(at[name])
-            for name in self.parts
-        }
+        stacked = {name: at[name].detach()[None] for name in self.parts}
+        return self._grads_of(stacked, [samples])[0]
+
+    def first_grad(self, row: int, round_: int) -> Tensors:
+        """Gradient of a row, unchanged since its round began, on the first batch of the round."""
+        if self._first_grads.round != round_:
+            self._first_grads.round, rows = round_, self._all_rows
+            found = [
+                grads
+                for group in self._groups(rows, self._training.batch_size)
+                for grads in self._grads_of_rows(group, round_)
+            ]
+            self._first_grads.keep(rows, round_, self._versions(rows), found)
+        own = self._first_grads.take(row, round_, self.version(row))
+        return self._grads_of_rows(slice(row, row + 1), round_)[0] if own is None else own
 
     def evaluate(self, row: int, round_: int) -> Metrics:
         """Test one row's model; the first peer to ask in a round has all of them tested."""
         found = self._tested.get(row)
         if found is None or found[0] != self.version(row):
             alone = self._tested_round == round_
-            self._test_rows(slice(row, row + 1) if alone else slice(0, len(self._peers)))
+            self._test_rows(slice(row, row + 1) if alone else self._all_rows)
             self._tested_round = round_
         return self._tested[row][1]
 
@@ -168,19 +170,24 @@ class Fleet:
         """A copy of one peer's optimiser state, named as its own torch.optim would."""
         return self._now.of_peer(row)
 
-    def _compute(self, rows: slice, round_: int) -> None:
-        """Train copies of some rows, and keep them with what they were copied from."""
+    @property
+    def _all_rows(self) -> slice:
+        return slice(0, len(self._peers))
+
+    def _versions(self, rows: slice) -> list[int]:
+        return [self.version(row) for row in range(rows.start, rows.stop)]
+
+    def _compute(self, rows: slice, round_: int) -> list[list[float]]:
+        """Train copies of some rows; returns the losses of each."""
         later = self._later.rows(rows)
         later.copy_(self._now.rows(rows))
         if self._training.optimiser_state == "reset":
             later.forget()
-        versions = [self.version(row) for row in range(rows.start, rows.stop)]
         self._batched.module.train()
         losses: list[list[float]] = []
         for group in self._groups(rows, self._training.batch_size):
             losses += self._train_group(group, round_)
-        for row, version, own in zip(range(rows.start, rows.stop), versions, losses, strict=True):
-            self._ahead[row] = _Ahead(round_, version, own)
+        return losses
 
     def _train_group(self, rows: slice, round_: int) -> list[list[float]]:
         """Run all steps of some rows; returns the losses of each."""
@@ -205,6 +212,21 @@ class Fleet:
             clip(grads, self._training.clip_norm)
         descend(later, grads, self._training)
         return losses
+
+    def _grads_of_rows(self, rows: slice, round_: int) -> list[Tensors]:
+        """The gradient of each of some rows on its peer's first batch of a round."""
+        batches = [next(self.batches(row, round_)) for row in range(rows.start, rows.stop)]
+        return self._grads_of(self._now.rows(rows).params, batches)
+
+    def _grads_of(self, params: Tensors, samples: Sequence[NDArray[Any]]) -> list[Tensors]:
+        """The gradient of each of g peers with stacked parameters, 0 where there is none."""
+        self._batched.module.train()
+        _, found = self._gradients(params, samples)
+        whole = {
+            name: found[name] if name in found else torch.zeros_like(x)
+            for name, x in params.items()
+        }
+        return [{name: x[place] for name, x in whole.items()} for place in range(len(samples))]
 
     def _gradients(
         self, params: Tensors, samples: Sequence[NDArray[Any]]
@@ -315,18 +337,20 @@ class Member:
 
         Raises TrainingError naming peer, round and step if a loss is not finite.
         """
-        as_it_began = self._fleet.version(self._row) == self._began
-        losses = self._fleet.train(self._row, self._round, as_it_began=as_it_began)
+        losses = self._fleet.train(self._row, self._round, as_it_began=self._is_as_it_began)
         return mean_loss(losses, self._peer, self._round, self._fleet.lr)
 
     def grad(self, at: Mapping[str, Tensor]) -> Tensors:
         """Gradient of the loss at `at` on this round's next mini-batch, in the names of `params`.
 
-        As `SupervisedLearner.grad`, and computed for this peer alone.
+        As `SupervisedLearner.grad`.
         """
-        if self._grad_batches is None:
-            self._grad_batches = self._fleet.batches(self._row, self._round)
-        return self._fleet.grad(at, next(self._grad_batches))
+        batches = self._grad_batches or self._fleet.batches(self._row, self._round)
+        if self._grad_batches is None and self._is_as_it_began and self._is_own(at):
+            self._grad_batches = islice(batches, 1, None)
+            return self._fleet.first_grad(self._row, self._round)
+        self._grad_batches = batches
+        return self._fleet.grad(at, next(batches))
 
     def evaluate(self) -> Metrics:
         """Accuracy and mean loss on the test samples, in evaluation mode."""
@@ -335,6 +359,15 @@ class Member:
     def state(self) -> Tensors:
         """A copy of model and optimiser, as `SupervisedLearner.state` has it."""
         return join(model=clone(self.params), optimiser=self._fleet.optimiser(self._row))
+
+    @property
+    def _is_as_it_began(self) -> bool:
+        """Whether the parameters are what they were when the round began."""
+        return self._fleet.version(self._row) == self._began
+
+    def _is_own(self, at: Mapping[str, Tensor]) -> bool:
+        """Whether `at` are the peer's own parameters, live."""
+        return all(at[name] is own for name, own in self._fleet.params(self._row).items())
 
 
 def _losses(logits: Tensor, y: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch.func import functional_call
 from p2p_dml.data import Dataset
 from p2p_dml.errors import ConfigError
 from p2p_dml.learners._draws import RoundDraws, seeded
+from p2p_dml.learners._forward import compiled, in_precision
 from p2p_dml.learners._metrics import EvaluateOn, Metrics, Score, mean_loss, on_own_mix
 from p2p_dml.learners._samples import Samples, own_counts, test_samples, train_samples
 from p2p_dml.learners._training import Training
@@ -36,9 +37,9 @@ class SupervisedLearner:
     `evaluate_on="own"`: tests it on the mix of classes among `indices` (see `on_own_mix`), and on
     no other class; ConfigError if that cannot be.
 
-    The module's device and dtype decide where and in what precision it computes. Everything
-    random follows from (seed, peer, round), so there is no generator state to keep: `state` is
-    the module and the optimiser. Satisfies `types.Learner`.
+    The module's device and dtype, and `training.precision`, decide where and in what precision it
+    computes. Everything random follows from (seed, peer, round), so there is no generator state to
+    keep: `state` is the module and the optimiser. Satisfies `types.Learner`.
     """
 
     def __init__(
@@ -57,6 +58,9 @@ class SupervisedLearner:
         self._seed, self._peer = seed, peer
         first = next(module.parameters())
         self._device = first.device
+        self._tested = in_precision(module, training, first)
+        self._trained = in_precision(compiled(module, training), training, first)
+        self._trained_at = in_precision(compiled(_call, training), training, first)
         self._shard = train_samples(dataset, indices, first.device, first.dtype)
         self._test = test_samples(dataset, first.device, first.dtype)
         self._own = own_counts(dataset, indices) if evaluate_on == "own" else None
@@ -132,7 +136,7 @@ class SupervisedLearner:
         leaves = {name: at[name].detach().requires_grad_() for name in self._trainable}
         self.module.train()
         with seeded(draws.noise_seed + self._num_grads, self._device):
-            loss = _loss(functional_call(self.module, self._at(at) | leaves, (x,)), y)
+            loss = _loss(self._trained_at(self.module, self._at(at) | leaves, x), y)
         self._num_grads += 1
         grads = torch.autograd.grad(
             loss, list(leaves.values()), allow_unused=True, materialize_grads=True
@@ -180,7 +184,7 @@ class SupervisedLearner:
     def _step(self, positions: NDArray[Any]) -> Tensor:
         x, y = self._shard.batch(positions)
         self._optimiser.zero_grad(set_to_none=True)
-        loss = _loss(self.module(x), y)
+        loss = _loss(self._trained(x), y)
         torch.autograd.backward(loss)
         if self._training.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trainable.values(), self._training.clip_norm)
@@ -191,7 +195,7 @@ class SupervisedLearner:
         right, loss, count = 0.0, 0.0, 0
         with torch.inference_mode():
             for x, y in test.chunks():
-                logits = self.module(x)
+                logits = self._tested(x)
                 right += float((logits.argmax(-1) == y).sum())
                 loss += float(_loss(logits, y)) * y.numel()
                 count += y.numel()
@@ -202,6 +206,10 @@ class SupervisedLearner:
         buffers = {name: at.get(name, own) for name, own in self.module.named_buffers()}
         given = {name: at[name] for name in self._views if name not in buffers}
         return given | {name: buffer.detach().clone() for name, buffer in buffers.items()}
+
+
+def _call(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    return cast(Tensor, functional_call(module, dict(params), (x,)))
 
 
 def _loss(logits: Tensor, y: Tensor) -> Tensor:
