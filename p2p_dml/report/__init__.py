@@ -14,6 +14,7 @@ from rich.table import Table
 from p2p_dml.errors import ConfigError
 from p2p_dml.files import write_whole
 from p2p_dml.report._figures import run_labels
+from p2p_dml.report._reported import reported_csv
 from p2p_dml.report._timeline import measure_timeline
 from p2p_dml.report._units import clock, digits, human_bytes, plural
 from p2p_dml.report._values import Curve, Picture, Run, Summary, Timeline
@@ -68,7 +69,7 @@ def write(run: Path, schedule: LinkSchedule | None = None) -> Path:
 
 
 def write_figures(run: Path) -> tuple[Run, Summary, Curve, Timeline]:
-    """Write summary.json, curve.csv and timeline.csv, the report without pictures and page.
+    """Write summary.json, curve.csv, timeline.csv and reported.csv: all but pictures and page.
 
     Returns what they hold. Raises as `write` does.
     """
@@ -78,6 +79,7 @@ def write_figures(run: Path) -> tuple[Run, Summary, Curve, Timeline]:
     write_whole(run / "summary.json", summary_json(summary).encode())
     write_whole(run / "curve.csv", curve_csv(curve).encode())
     write_whole(run / "timeline.csv", curve_csv(timeline).encode())
+    write_whole(run / "reported.csv", reported_csv(recorded).encode())
     return recorded, summary, curve, timeline
 
 

@@ -27,10 +27,14 @@ _COUNTED = ("round", "bytes_out", "peers")
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What a finished case left behind; `small_share` is None unless it was asked for."""
+    """What a finished case left behind; `small_share` is None unless it was asked for.
+
+    `reported` are the strategy's figures by name [r], with their "round".
+    """
 
     curve: Curve
     timeline: Timeline
+    reported: Mapping[str, NDArray[Any]]
     summary: Mapping[str, Any]
     small_share: float | None
 
@@ -62,6 +66,7 @@ def read_record(run: Path, small: float | None = None) -> Record:
         timeline=Timeline(
             **_read_columns(run / "timeline.csv", [field.name for field in fields(Timeline)])
         ),
+        reported=_read_columns(run / "reported.csv"),
         summary=json.loads((run / "summary.json").read_text(encoding="utf-8")),
         small_share=None if small is None else small_share(run, small),
     )
@@ -92,31 +97,38 @@ def figures(record: Record, reference: Record | None, measures: Measures) -> Fig
         found[f"rounds_to_{name}"] = _at(course.rounds, reached)
         found[f"bytes_to_{name}"] = _at(course.bytes_out, reached)
         found[f"seconds_to_{name}"] = _seconds_to(record, target)
-    return found if measures.small is None else {**found, "small_share": record.small_share}
+    if measures.small is not None:
+        found["small_share"] = record.small_share
+    for name in measures.reported:
+        found |= _reported(record.reported, name, window)
+    return found
 
 
 def unit(metric: str) -> str:
     """What the numbers of a metric count, for the head of a table; empty if they say it."""
-    if metric.endswith(("accuracy", "share")):
+    if metric.endswith(("accuracy", "share")) or "share/" in metric:
         return "%"
     return "s" if metric.startswith("seconds") or metric == "wall_s" else ""
 
 
 def in_words(metric: str, value: float) -> str:
     """A number of a metric as it stands in a table, without `unit`."""
-    if metric.endswith("accuracy"):
+    if metric.endswith("accuracy") or "share/" in metric:
         return f"{100 * value:.1f}"
     if metric.endswith("share"):
         return f"{100 * value:.2f}"
-    if metric.startswith("bytes"):
+    if metric.removeprefix("final ").startswith("bytes"):
         return human_bytes(value)
     return digits(value) if unit(metric) else f"{value:.1f}"
 
 
-def _read_columns(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _read_columns(path: Path, names: Sequence[str] | None = None) -> dict[str, NDArray[Any]]:
+    """Columns of a CSV file by name; all of them by default."""
     with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return {name: _column(name, [row[name] for row in rows]) for name in names}
+        reader = csv.DictReader(file)
+        rows = list(reader)
+    wanted = names or reader.fieldnames or ()
+    return {name: _column(name, [row[name] for row in rows]) for name in wanted}
 
 
 def _column(name: str, cells: Sequence[str]) -> NDArray[Any]:
@@ -153,6 +165,19 @@ def _mean_within(course: _Course, window: tuple[int, int]) -> float | None:
     inside = course.accuracy[(course.rounds >= first) & (course.rounds <= last)]
     known = inside[np.isfinite(inside)]
     return float(known.mean()) if known.size else None
+
+
+def _reported(
+    columns: Mapping[str, NDArray[Any]], name: str, window: tuple[int, int]
+) -> dict[str, float | None]:
+    """Mean over the rounds of the window, and the last value, of a figure that was reported."""
+    values = columns.get(name, np.full(len(columns["round"]), np.nan))
+    known = np.isfinite(values)
+    inside = known & (columns["round"] >= window[0]) & (columns["round"] <= window[1])
+    return {
+        name: float(values[inside].mean()) if inside.any() else None,
+        f"final {name}": float(values[known][-1]) if known.any() else None,
+    }
 
 
 def _seconds_to(record: Record, accuracy: float) -> float | None:

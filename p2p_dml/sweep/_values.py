@@ -76,7 +76,9 @@ class Measures:
     with the same seed; itself if `reference` is empty. `targets` are accuracies, each a metric
     rounds_to_P, bytes_to_P and seconds_to_P with P in per cent. `window` are the first and last
     round of mean_accuracy; the default is all but round 0. `small` adds the metric small_share:
-    the share of the final parameters whose absolute value is at most that.
+    the share of the final parameters whose absolute value is at most that. `reported` are figures
+    that strategies report: each a metric of its name, mean over `window`, and one of the last round
+    it was reported in.
     """
 
     threshold: float = 0.99
@@ -84,6 +86,7 @@ class Measures:
     targets: tuple[float, ...] = ()
     window: tuple[int, int] | None = None
     small: float | None = None
+    reported: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 < self.threshold <= 2:
@@ -104,7 +107,8 @@ class Measures:
     def names(self) -> tuple[str, ...]:
         """Every metric, in the order of the CSV file."""
         by_target = (f"{what}_to_{name}" for name in self.named_targets for what in _TO)
-        return (*FIXED_METRICS, *by_target, *(("small_share",) if self.small else ()))
+        figures = (name for figure in self.reported for name in (figure, f"final {figure}"))
+        return (*FIXED_METRICS, *by_target, *(("small_share",) if self.small else ()), *figures)
 
 
 _TO = ("rounds", "bytes", "seconds")

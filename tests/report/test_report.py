@@ -31,7 +31,7 @@ def test_write_makes_every_promised_file_and_nothing_else(write_run: Callable[..
     assert page == run / "report.html"
     assert {path.name for path in run.iterdir()} == {
         "run.json", "run.toml", "events", "plots", "summary.json", "curve.csv", "timeline.csv",
-        "report.html",
+        "reported.csv", "report.html",
     }  # fmt: skip
     assert {path.name for path in (run / "plots").iterdir()} >= {
         "accuracy-over-rounds.png", "consensus.png", "strategy.png", "data-split.png", "graph.png"

@@ -72,6 +72,7 @@ def write_run() -> Callable[[Path, Sequence[float]], None]:
     def write(run: Path, accuracies: Sequence[float]) -> None:
         run.mkdir(parents=True)
         (run / "curve.csv").write_text(curve_text(accuracies), encoding="utf-8")
+        (run / "reported.csv").write_text("round\n1\n", encoding="utf-8")
         (run / "timeline.csv").write_text(timeline_text(accuracies), encoding="utf-8")
         (run / "summary.json").write_text(json.dumps(summary_of(accuracies)), encoding="utf-8")
 

@@ -55,7 +55,7 @@ def test_figures_by_hand(record: Record) -> None:
 
 
 def test_every_figure_has_a_name_and_every_name_a_figure(record: Record) -> None:
-    measures = Measures(targets=(0.6, 0.125), small=0.01)
+    measures = Measures(targets=(0.6, 0.125), small=0.01, reported=("bytes/coded",))
     assert tuple(figures(record, record, measures)) == measures.names
     assert {"rounds_to_12.5", "seconds_to_60", "small_share"} < set(measures.names)
     assert "small_share" not in Measures().names
@@ -70,6 +70,29 @@ def test_mean_accuracy_is_over_the_window(
 ) -> None:
     found = figures(record, record, Measures(window=window))
     assert found["mean_accuracy"] == mean
+
+
+@pytest.mark.parametrize(
+    ("window", "name", "mean", "last"),
+    [
+        (None, "bytes/coded", (8.0 + 2.0) / 2, 2.0),
+        ((2, 4), "bytes/coded", 2.0, 2.0),
+        (None, "share/empty", 0.5, 0.5),
+        ((4, 4), "share/empty", None, 0.5),
+        (None, "of another strategy", None, None),
+    ],
+)
+def test_what_strategies_report(
+    tmp_path: Path, write_run: WriteRun, window: tuple[int, int] | None, name: str,
+    mean: float | None, last: float | None,
+) -> None:  # fmt: skip
+    write_run(tmp_path / "run", CURVE)
+    rows = "round,bytes/coded,share/empty\n1,8.0,\n2,,\n3,2.0,0.5\n4,,\n"
+    (tmp_path / "run" / "reported.csv").write_text(rows, encoding="utf-8")
+    record = read_record(tmp_path / "run")
+    found = figures(record, None, Measures(window=window, reported=(name,)))
+    assert found[name] == mean
+    assert found[f"final {name}"] == last
 
 
 @pytest.mark.parametrize(
@@ -116,6 +139,8 @@ def test_unknown_figures_stay_unknown(tmp_path: Path, write_run: WriteRun) -> No
         ("seconds_to_80", 18.7, "18.7", "s"),
         ("wall_s", 12.0, "12.0", "s"),
         ("small_share", 0.0121, "1.21", "%"),
+        ("final share/empty", 0.0121, "1.2", "%"),
+        ("bytes/coded", 1234.5, "1.23 kB", ""),
     ],
 )
 def test_numbers_in_words(metric: str, value: float, text: str, of: str) -> None:
