@@ -15,7 +15,11 @@ from p2p_dml.strategies import STRATEGIES
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FOLDER = EXAMPLES / "hyperprism"
-FILES = [*FOLDER.glob("*.toml"), *EXAMPLES.glob("asynchronous/*.toml")]
+FILES = [
+    *FOLDER.glob("*.toml"),
+    *EXAMPLES.glob("asynchronous/*.toml"),
+    *EXAMPLES.glob("mcepl/*.toml"),
+]
 SWEEPS = sorted(path for path in FILES if path.name not in ("base.toml", "mnist.toml"))
 
 
@@ -72,6 +76,15 @@ def test_a_table_varies_what_the_paper_varies(
     assert tasks == {("softmax", "mnist"), ("lenet", "cifar10")}
     # SwarmSGD has pairs of its own at every density.
     assert {value_of(run) for run in runs if run.strategy["name"] != "swarm"} == values
+
+
+def test_mcepl_is_compared_in_the_setting_of_the_paper() -> None:
+    runs = [case.config for case in sweep.read(EXAMPLES / "mcepl" / "compare.toml").cases]
+    assert {run.strategy["name"] for run in runs} == {
+        "mcepl", "supermask", "fedpm", "dispfl", "magnitude", "dpsgd", "local",
+    }  # fmt: skip
+    assert {run.partition["classes"] for run in runs} == {3, 4, 5}
+    assert {(run.peers, run.rounds, run.evaluate_on) for run in runs} == {(20, 400, "own")}
 
 
 @pytest.mark.parametrize("table", ["table2", "table3", "table4"])
