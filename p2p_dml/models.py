@@ -67,22 +67,23 @@ def lenet(*, shape: tuple[int, ...], classes: int) -> nn.Module:
     return nn.Sequential(features, nn.Linear(size, 64), nn.ReLU(), nn.Linear(64, classes))
 
 
-def alexnet_mcepl(*, shape: tuple[int, ...], classes: int) -> nn.Module:
+def alexnet_mcepl(*, shape: tuple[int, ...], classes: int, width: int = 64) -> nn.Module:
     """The AlexNet-like CNN of Tian et al. 2025 (MCE-PL), from the authors' release.
 
-    Convolutions have no bias; the last layer is followed by an ELU as in the release (logits
-    above -1). For [3, 32, 32] and 10 classes it has 1,227,328 weights besides the biases.
+    Convolutions have no bias and 1, 2, 4 `width` channels; the last layer is followed by an ELU as
+    in the release (logits above -1). 1,227,328 weights for [3, 32, 32], 10 classes, and biases.
     """
+    one, two, four = _positive("width", width, 2 * width, 4 * width)
     features = nn.Sequential(
-        nn.Conv2d(_channels(shape), 64, 5, padding=1, bias=False),
+        nn.Conv2d(_channels(shape), one, 5, padding=1, bias=False),
         nn.ELU(),
         LocalResponseNorm(4, alpha=2e-5, beta=0.75),
         nn.MaxPool2d(3, 2),
-        nn.Conv2d(64, 128, 5, padding=1, bias=False),
+        nn.Conv2d(one, two, 5, padding=1, bias=False),
         nn.ELU(),
         LocalResponseNorm(4, alpha=1e-4, beta=0.75),
         nn.MaxPool2d(3, 2),
-        nn.Conv2d(128, 256, 5, padding=1, bias=False),
+        nn.Conv2d(two, four, 5, padding=1, bias=False),
         nn.ELU(),
         LocalResponseNorm(4, alpha=1e-4, beta=0.75),
         nn.MaxPool2d(3, 2, padding=1),
@@ -90,7 +91,7 @@ def alexnet_mcepl(*, shape: tuple[int, ...], classes: int) -> nn.Module:
     )
     size = _num_features(features, shape)
     return nn.Sequential(
-        features, nn.Linear(size, 192), nn.ELU(), nn.Linear(192, classes), nn.ELU()
+        features, nn.Linear(size, 3 * width), nn.ELU(), nn.Linear(3 * width, classes), nn.ELU()
     )
 
 

@@ -77,11 +77,18 @@ def test_sizes(table: Table, shape: tuple[int, ...], expected: int) -> None:
     assert num_parameters(build_model(table, shape, 10, seed=0)) == expected
 
 
-def test_alexnet_has_the_maskable_weights_of_the_paper() -> None:
-    module = build_model({"name": "alexnet_mcepl"}, (3, 32, 32), 10, seed=0)
-    conv = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Conv2d))
-    full = sum(m.weight.numel() for m in module.modules() if isinstance(m, nn.Linear))
-    assert (conv, full, conv + full) == (1_028_800, 198_528, 1_227_328)
+@pytest.mark.parametrize(
+    ("table", "conv", "full"),
+    [
+        ({}, 1_028_800, 198_528),  # the paper's
+        ({"width": 16}, 75 * 16 + 25 * (16 * 32 + 32 * 64), 4 * 64 * 48 + 48 * 10),
+    ],
+)
+def test_alexnet_has_as_many_weights_to_mask(table: Table, conv: int, full: int) -> None:
+    module = build_model({"name": "alexnet_mcepl", **table}, (3, 32, 32), 10, seed=0)
+    layers = list(module.modules())
+    assert sum(m.weight.numel() for m in layers if isinstance(m, nn.Conv2d)) == conv
+    assert sum(m.weight.numel() for m in layers if isinstance(m, nn.Linear)) == full
     assert module(torch.randn(4, 3, 32, 32, generator=torch.Generator())).min() >= -1
 
 
@@ -176,6 +183,7 @@ def test_own_factory_takes_the_other_keys() -> None:
         ({"name": "alexnet_mcepl"}, (1, 8, 8), "too small"),
         ({"name": "resnet", "depth": 9}, (1, 8, 8), "depth: expected 6n . 2"),
         ({"name": "resnet", "width": 0}, (1, 8, 8), "width: expected at least 1"),
+        ({"name": "alexnet_mcepl", "width": 0}, (3, 32, 32), "width: expected at least 1"),
         ({"name": "char_lstm"}, (1, 8), r"tokens of shape \[L\]"),
         ({"name": "char_lstm", "dropout": 0.5}, (8,), "set layers = 2"),
         ({"name": "char_lstm"}, (8,), r"cannot take a sample of shape \[8\] and type"),
