@@ -249,9 +249,13 @@ def _adjustments(
 
 
 def _digest(run: RunConfig, mode: str) -> str:
-    """What a result depends on, as 16 hex digits: the effective configuration without its name."""
-    fields = run.model_dump(mode="json", exclude={"name", "links"})
-    facts = [fields, run.canonical(), mode, __version__]
+    """What a result depends on, as 16 hex digits: the effective configuration without its name.
+
+    Keys at their defaults are left out, so that a key that is new changes no digest.
+    """
+    unused = {"name", "links"} | ({"transport"} if mode == "simulate" else set())
+    fields = run.model_dump(mode="json", exclude=unused, exclude_defaults=True)
+    facts = [fields, json.loads(run.canonical())["links"], mode, __version__]
     return hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=8).hexdigest()
 
 

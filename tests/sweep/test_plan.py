@@ -235,6 +235,22 @@ def test_what_changes_the_result_changes_the_digest(
     assert _digests(plan_of({"grid": grid})) != _digests(plan_of({"grid": grid, **change}))
 
 
+@pytest.mark.parametrize(
+    ("mode", "change", "is_same"),
+    [
+        ("simulate", {"threads": 1}, True),  # the default
+        ("simulate", {"transport": {"scheme": "tcp"}}, True),  # which a simulation does not use
+        ("run", {"transport": {"scheme": "tcp"}}, False),
+    ],
+)
+def test_what_changes_no_result_changes_no_digest(
+    plan_of: PlanOf, mode: str, change: Mapping[str, object], is_same: bool
+) -> None:
+    file = {"grid": {"strategy": ["dpsgd"]}, "mode": mode}
+    same = _digests(plan_of(file)) == _digests(plan_of({**file, "adjust": [{"set": change}]}))
+    assert same is is_same
+
+
 def test_the_digest_does_not_know_where_files_are(tmp_path: Path) -> None:
     found = []
     for place in ("one", "two"):
