@@ -1,4 +1,4 @@
-"""The power mean and its derivative in the degree, compiled or by torch."""
+"""The power mean and its derivative in the degree: compiled, fused on a GPU, or by torch."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from p2p_dml.kernels import _native
+from p2p_dml.kernels import _fused, _native
+from p2p_dml.kernels._sizes import at_once
 
 STACKED = 1 << 17
-"""Elements of all models together that a power mean works on at a time."""
+"""Elements of all models together that a power mean by torch works on at a time on a CPU."""
 
 LOG_OF_ZERO = -1e4
 """Stands for ln 0: its exponential is 0 in every dtype, and 0 times it is 0, not NaN."""
@@ -62,6 +63,8 @@ def power_mean(
     result = out if out is not None and out.is_contiguous() else empty_like(xs[0])
     if _native.takes([*models, result]):
         _native.power_mean(models, shares, p, result, slope)
+    elif _fused.takes([*models, result]):
+        _fused.power_mean(models, shares, p, result, slope)
     else:
         _by_stacks(models, shares, p, result.view(-1), None if slope is None else slope.view(-1))
     return result if out is None or result is out else out.copy_(result)
@@ -76,7 +79,8 @@ def _by_stacks(
     models: Sequence[Tensor], weights: Sequence[float], p: float, out: Tensor, slope: Tensor | None
 ) -> None:
     """With torch, some coordinates of all models at a time; half precision in float32."""
-    flat, size = [x.reshape(-1) for x in models], max(1, STACKED // len(models))
+    flat, rows = [x.reshape(-1) for x in models], len(models)
+    size = at_once(out, max(1, STACKED // rows), rows)
     dtype = torch.promote_types(out.dtype, torch.float32)
     for begin in range(0, out.numel(), size):
         piece = slice(begin, begin + size)

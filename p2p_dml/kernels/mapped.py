@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from p2p_dml.kernels._power import check_degree
+from p2p_dml.kernels._sizes import at_once
 
 CHUNK = 1 << 14
-"""Elements worked on at a time: the float64 rows of a chunk stay in the processor's cache."""
+"""Elements worked on at a time on a CPU: the float64 rows of a chunk stay in its cache."""
 
 LOG_OF_ZERO = -1e8
 """Stands for ln 0; below that of every float64 to a power of any use, and 0 times it is 0."""
@@ -53,8 +54,9 @@ def mapped_mean(
     result = out if out is not None and in_place else x.new_empty(x.shape)
     target, steep = result.view(-1), None if slope is None else slope.view(-1)
     flat = [term.x.detach().reshape(-1) for term in terms]
-    for begin in range(0, target.numel(), CHUNK):
-        piece = slice(begin, begin + CHUNK)
+    size = at_once(target, CHUNK, len(terms))
+    for begin in range(0, target.numel(), size):
+        piece = slice(begin, begin + size)
         stack = torch.stack([x[piece].double() for x in flat])
         _fold(stack, terms, p, target[piece], None if steep is None else steep[piece])
     return result if out is None or in_place else out.copy_(result)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from p2p_dml.errors import TrainingError
@@ -21,6 +23,16 @@ MAX_MASKS = 255
 
 _BLOCK_BYTES = {"cpu": 1 << 18}
 """Bytes of each mask counted at a time, so that all planes stay in cache; elsewhere all at once."""
+
+_SORTED = 1 << 13
+"""Up to so many values sorting is faster than counting digits."""
+
+_UP, _DOWN = np.arange(1 << 16), np.arange(1 << 16)[::-1]
+_SIGNED = np.concatenate([_DOWN[1 << 15 :], _UP[1 << 15 :]])
+"""The first 16 bits of floats, from the largest float to the smallest: sign and magnitude."""
+
+_TO_ONE_BYTE = sum(1 << (56 - 7 * place) for place in range(8))
+"""8 bytes, 0 or 1, times this have their bits in the highest byte, the first in the lowest bit."""
 
 
 def num_kept(numel: int, share: float) -> int:
@@ -45,21 +57,66 @@ def top_share(x: Tensor, share: float) -> Tensor:
         return torch.zeros(x.shape, dtype=torch.bool, device=x.device)
     if bool(flat.max().isnan()):
         raise TrainingError("the values to be masked are not all numbers; the training diverged")
-    least = _least_kept(flat, kept)
-    mask = flat >= least
-    surplus = int(mask.count_nonzero()) - kept
-    if surplus:
-        mask[(flat == least).nonzero()[-surplus:]] = False
+    mask = _selected(flat, kept) if flat.device.type == "cpu" else _sorted_out(flat, kept)
     return mask.view(x.shape)
 
 
-def _least_kept(flat: Tensor, kept: int) -> Tensor:
-    """The `kept`-th largest value, a tensor of no dimension."""
-    place = flat.numel() - kept
-    if flat.device.type != "cpu":
-        return flat.kthvalue(place + 1).values
+def _sorted_out(flat: Tensor, kept: int) -> Tensor:
+    """The mask of `top_share` by one sort, which is what a GPU is fast at."""
+    first = flat.argsort(descending=True, stable=True)[:kept]
+    return torch.zeros_like(flat, dtype=torch.bool).index_fill_(0, first, True)
+
+
+def _selected(flat: Tensor, kept: int) -> Tensor:
+    """The mask of `top_share` by its least kept value, without sorting the others."""
     exact = flat.float() if flat.dtype.itemsize < 4 else flat  # numpy has no bfloat16
-    return torch.from_numpy(np.partition(exact.numpy(), place)[place, None])[0].to(flat.dtype)
+    least = torch.from_numpy(_kth_largest(exact.numpy(), kept))[0].to(flat.dtype)
+    mask = flat >= least
+    surplus = np.count_nonzero(mask.numpy()) - kept
+    if surplus:
+        equal = (flat == least).numpy()
+        end = _place(equal, np.count_nonzero(equal) - surplus) + 1
+        torch.gt(flat[end:], least, out=mask[end:])
+    return mask
+
+
+def _place(flags: NDArray[np.bool_], number: int) -> int:
+    """Where the `number`-th of the flags stands that are set, from 1."""
+    begin, end = 0, flags.size
+    while end - begin > 1:
+        middle = (begin + end) // 2
+        before = np.count_nonzero(flags[begin:middle])
+        if before < number:
+            begin, number = middle, number - before
+        else:
+            end = middle
+    return begin
+
+
+def _kth_largest(values: NDArray[np.floating[Any]], k: int) -> NDArray[np.floating[Any]]:
+    """The k-th largest of float32 or float64 values, in an array of its own.
+
+    Digits of 16 bits are counted, the first of all values, the next of those that remain, until
+    these are equal: unlike partitioning, that takes no longer where many values are.
+    """
+    if values.size <= _SORTED:
+        return np.sort(values)[values.size - k, None]
+    words, order = values.view(f"u{values.itemsize}"), _SIGNED
+    for shift in range(8 * values.itemsize - 16, -16, -16):
+        digits = (words >> shift).astype(np.uint16)
+        counts = np.bincount(digits, minlength=1 << 16)
+        ends = counts[order].cumsum()
+        place = int(ends.searchsorted(k))
+        digit = order[place]
+        remain = digits == digit
+        word = words[remain.argmax()]
+        if np.count_nonzero(words == word) == counts[digit]:
+            break
+        words, k = words[remain], k - int(ends[place] - counts[digit])
+        if order is _SIGNED:
+            order = _UP if digit >> 15 else _DOWN
+    found: NDArray[np.floating[Any]] = word[None].view(values.dtype)
+    return found
 
 
 def packed_bytes(numel: int) -> int:
@@ -70,11 +127,17 @@ def packed_bytes(numel: int) -> int:
 def pack(masks: Sequence[Tensor]) -> Tensor:
     """Pack bool masks of any shapes one after the other; returns uint8 [packed_bytes]."""
     flat = [mask.reshape(-1) for mask in masks]
-    joined = flat[0] if len(flat) == 1 else torch.cat(flat) if flat else torch.zeros(0).bool()
-    if joined.device.type == "cpu":
+    if all(mask.is_cpu for mask in flat):
+        joined = flat[0] if len(flat) == 1 else torch.cat([*flat, torch.zeros(0).bool()])
         return torch.from_numpy(np.packbits(joined.numpy(), bitorder="little"))
-    filled = torch.nn.functional.pad(joined.byte(), (0, -joined.numel() % 8)).view(-1, 8)
-    return (filled << _places(joined.device)).sum(1, dtype=torch.uint8)
+    return _packed_words(flat)
+
+
+def _packed_words(flat: Sequence[Tensor]) -> Tensor:
+    """`pack` on any device, 8 values at a time."""
+    padding = flat[0].new_zeros(-sum(mask.numel() for mask in flat) % 8)
+    words = torch.cat([*flat, padding]).view(torch.int64)
+    return (words.mul(_TO_ONE_BYTE).bitwise_right_shift_(56) & 0xFF).to(torch.uint8)
 
 
 def unpack(bits: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """Means over models: the weighted mean and the weighted power mean.
 
-On the CPU, float32 and float64 are computed by the compiled kernels if they were built (see
-`kernels.backend`), everything else by torch; both sum in the given order, and neither the number of
-threads nor the cutting into chunks shows in the result.
+float32 and float64 are computed on the CPU by the compiled kernels if they were built (see
+`kernels.backend`), on a GPU by fused ones where Triton is, everything else by torch; all sum in the
+given order, and neither the number of threads nor the cutting into chunks shows in the result.
 
 The `mix_…` functions change the first argument in place, chunk by chunk: a round then needs no
 memory of the model's size, whose page faults would cost more than the arithmetic. All others leave
@@ -16,12 +16,13 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from p2p_dml.kernels import _native
+from p2p_dml.kernels import _fused, _native
 from p2p_dml.kernels._power import empty_like, power_mean
+from p2p_dml.kernels._sizes import at_once
 from p2p_dml.types import Inbox, Tensors
 
 CHUNK = 1 << 16
-"""Elements that torch works on at a time: the scratch of a chunk stays in the processor's cache."""
+"""Elements that torch works on at a time: a chunk's scratch stays in the processor's cache."""
 
 
 def weighted_mean(models: Sequence[Mapping[str, Tensor]], weights: Sequence[float]) -> Tensors:
@@ -82,6 +83,8 @@ def _weighted_sum(
     result = out if out is not None and out.is_contiguous() else empty_like(xs[0])
     if _native.takes([*xs, result]):
         _native.mean([x.detach() for x in xs], weights, result)
+    elif _fused.takes([*xs, result]):
+        _fused.mean([x.detach() for x in xs], weights, result)
     else:
         _sum_by_chunks([x.detach().reshape(-1) for x in xs], weights, result.view(-1))
     return result if out is None or result is out else out.copy_(result)
@@ -90,10 +93,11 @@ def _weighted_sum(
 def _sum_by_chunks(xs: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
     """With torch, so that no memory of the tensors' size is needed; half precision in float32."""
     dtype = torch.promote_types(out.dtype, torch.float32)
-    scratch = torch.empty(min(CHUNK, out.numel()), dtype=dtype, device=out.device)
-    for begin in range(0, out.numel(), CHUNK):
-        first, *rest = (x[begin : begin + CHUNK].to(dtype) for x in xs)
+    size = at_once(out, CHUNK)
+    scratch = torch.empty(min(size, out.numel()), dtype=dtype, device=out.device)
+    for begin in range(0, out.numel(), size):
+        first, *rest = (x[begin : begin + size].to(dtype) for x in xs)
         total = torch.mul(first, weights[0], out=scratch[: first.numel()])
         for x, weight in zip(rest, weights[1:], strict=True):
             total.add_(x, alpha=weight)
-        out[begin : begin + CHUNK].copy_(total)
+        out[begin : begin + size].copy_(total)

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from p2p_dml.kernels import _native
+from p2p_dml.kernels._sizes import at_once
 
 CHUNK = 1 << 16
-"""Elements that torch turns into float64 at a time: no memory of the tensors' size is needed."""
+"""Elements that torch turns into float64 at a time on a CPU, so that they stay in its cache."""
 
 
 def dots(x: Tensor, y: Tensor) -> tuple[float, float, float]:
@@ -18,11 +19,14 @@ def dots(x: Tensor, y: Tensor) -> tuple[float, float, float]:
     """
     if _native.takes([x, y]):
         return _native.dots(x, y)
-    a, b = (torch.split(t.detach().reshape(-1), CHUNK) for t in (x, y))
-    parts = [_products(u.double(), v.double()) for u, v in zip(a, b, strict=True)]
-    xy, xx, yy = (sum(terms) for terms in zip(*parts, strict=True))
+    size = at_once(x, CHUNK)
+    a, b = (torch.split(t.detach().reshape(-1), size) for t in (x, y))
+    sums = torch.zeros(3, dtype=torch.float64, device=x.device)
+    for u, v in zip(a, b, strict=True):
+        sums += _products(u.double(), v.double())
+    xy, xx, yy = sums.tolist()  # the only wait for a device
     return xy, xx, yy
 
 
-def _products(x: Tensor, y: Tensor) -> tuple[float, float, float]:
-    return torch.dot(x, y).item(), torch.dot(x, x).item(), torch.dot(y, y).item()
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    return torch.stack([torch.dot(x, y), torch.dot(x, x), torch.dot(y, y)])

@@ -73,7 +73,7 @@ def simulate(
     shared = blueprint(config, *load_data(config))
     model = check_all(shared)
     clocks = _virtual_clocks(shared)
-    learners = _learners(shared, _device(device), batched, say)
+    learners = _learners(shared, device_of(device), batched, say)
     folder.create(path, shared, model, "simulate", started, is_virtual=bool(clocks))
     digest, hub = shared.digest(model), Hub()
     with ExitStack() as stack:
@@ -141,7 +141,7 @@ def _learners(
     return [learner_of(shared, shared.model().to(device), me) for me in peers]
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
     """A device that can be computed on; ConfigError with torch's reason otherwise."""
     try:
         return torch.zeros(1, device=name).device

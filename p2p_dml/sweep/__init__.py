@@ -13,7 +13,8 @@ from typing import final
 
 from rich.console import Console
 
-from p2p_dml.errors import ExitCode
+from p2p_dml.errors import ConfigError, ExitCode
+from p2p_dml.launchers.simulated import device_of
 from p2p_dml.report import plural
 from p2p_dml.sweep._folder import is_finished, opened
 from p2p_dml.sweep._processes import Nursery
@@ -43,20 +44,23 @@ def run(
     *,
     quiet: bool,
     with_reports: bool = False,
+    device: str = "cpu",
 ) -> Outcome:
     """Run the chosen cases that are not finished; write tables and pictures of all that are.
 
     `jobs` at a time; by default the plan's number, or as many as there are cores for.
-    `with_reports` gives each case a page and pictures of its own. Raises ConfigError if `out` holds
-    something else, StorageError if it cannot be written.
+    `with_reports` gives each case a page and pictures of its own. Simulations compute on `device`,
+    which makes no case another: what is finished is not run again. Raises ConfigError if `out`
+    holds something else or the device cannot be used, StorageError if `out` cannot be written.
     """
     from p2p_dml.sweep.results import write  # matplotlib takes a second to import
 
+    _check_device(plan, device)
     todo = _todo(plan, out)
     at_once = jobs or plan.jobs or _default_jobs(plan)
     with opened(out, plan.text):
         view = View(len(todo), at_once, console, time.monotonic, quiet=quiet)
-        order_of = ordering(plan.mode, with_reports=with_reports)
+        order_of = ordering(plan.mode, with_reports=with_reports, device=device)
         try:
             with Nursery() as nursery:
                 ending = execute(todo, out, at_once, order_of, nursery, view)
@@ -79,6 +83,18 @@ def listing(plan: Plan, out: Path) -> str:
     ]
     total = f"{plural(len(lines), 'case')}, {states.count('finished')} finished"
     return "\n".join([*lines, total])
+
+
+def _check_device(plan: Plan, device: str) -> None:
+    """Raise ConfigError unless the cases can compute there."""
+    if device == "cpu":
+        return
+    if plan.mode == "run":
+        raise ConfigError(
+            f'--device {device}: is for simulations, and this sweep has mode = "run"; leave the '
+            'option out or set mode = "simulate"'
+        )
+    device_of(device)
 
 
 def _todo(plan: Plan, out: Path) -> list[Case]:

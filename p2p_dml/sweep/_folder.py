@@ -70,9 +70,10 @@ def prepare(out: Path, case: Case) -> Path:
     return path
 
 
-def mark_finished(path: Path, case: Case, seconds: float) -> None:
+def mark_finished(path: Path, case: Case, seconds: float, device: str = "cpu") -> None:
     """Say in a case's folder that its result holds; to be called last."""
-    facts = {"labels": dict(case.labels), "seed": case.seed, "process_s": round(seconds, 3)}
+    facts: dict[str, object] = {"labels": dict(case.labels), "seed": case.seed}
+    facts |= {"device": device, "process_s": round(seconds, 3)}
     write_whole(path / _MARK, (json.dumps(facts, indent=2) + "\n").encode())
 
 

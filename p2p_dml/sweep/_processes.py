@@ -19,6 +19,12 @@ from p2p_dml.sweep._values import Order
 
 PROGRAM = (sys.executable, "-m", "p2p_dml.sweep._nursery")
 
+FORKABLE = {
+    "OPENBLAS_NUM_THREADS": "1",  # a thread pool of numpy's would stand in the way of forking,
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # and so would CUDA, even where torch only looks for it
+}
+"""Environment of the nursery and so of its cases."""
+
 
 @final
 class Nursery:
@@ -78,8 +84,7 @@ class Nursery:
             self._program,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            # A thread pool of numpy's would stand in the way of forking.
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1"},
+            env=os.environ | FORKABLE,
             start_new_session=True,  # the terminal's Ctrl-C is for us to pass on
         )
 

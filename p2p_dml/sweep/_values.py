@@ -57,13 +57,14 @@ class Order:
     """What the process of a case is told, as JSON.
 
     `path` is the folder of the case, which holds case.toml; modules of the user's own are looked
-    for in `folder`.
+    for in `folder`. A simulation computes on `device`.
     """
 
     path: str
     folder: str
     mode: Mode
     with_report: bool
+    device: str = "cpu"
 
 
 @final

@@ -13,14 +13,15 @@ from p2p_dml.config import RunConfig
 from p2p_dml.errors import ExitCode, P2PError
 from p2p_dml.launchers import local, simulated
 from p2p_dml.launchers.local import Outcome
-from p2p_dml.sweep._values import Mode, Order
+from p2p_dml.sweep._values import Order
 
 
 def work(order: Order) -> int:
     """Run a case in the folder it is given; its exit code. What went wrong is printed."""
     file, run = Path(order.path, "case.toml"), Path(order.path, "run")
     # What run.json shows is what does the same again.
-    sys.argv = ["p2p-dml", order.mode, str(file), "--out", str(run)]
+    device = [] if order.device == "cpu" else ["--device", order.device]
+    sys.argv = ["p2p-dml", order.mode, str(file), "--out", str(run), *device]
     _look_in(Path(order.folder))
     try:
         return _work(config.load(file), run, order)
@@ -30,7 +31,7 @@ def work(order: Order) -> int:
 
 
 def _work(settings: RunConfig, run: Path, order: Order) -> int:
-    outcome = _run(settings, run, order.mode)
+    outcome = _run(settings, run, order)
     if outcome.verdict:
         print(f"error: {outcome.verdict}")
     elif outcome.exit_code is ExitCode.DONE and order.with_report:
@@ -40,10 +41,12 @@ def _work(settings: RunConfig, run: Path, order: Order) -> int:
     return int(outcome.exit_code)
 
 
-def _run(settings: RunConfig, run: Path, mode: Mode) -> Outcome:
-    if mode == "run":
+def _run(settings: RunConfig, run: Path, order: Order) -> Outcome:
+    if order.mode == "run":
         return local.run(settings, run, _unwatched)
-    return simulated.simulate(settings, run, _unwatched, batched=None, say=print)
+    return simulated.simulate(
+        settings, run, _unwatched, batched=None, device=order.device, say=print
+    )
 
 
 def _unwatched(folder: Path, started: float) -> Callable[[], None]:

@@ -47,12 +47,17 @@ class Ending:
     is_stopped: bool
 
 
-def ordering(mode: Mode, *, with_reports: bool) -> OrderOf:
-    """Orders for cases that are run in `mode` and leave a report with pictures, or none."""
+def ordering(mode: Mode, *, with_reports: bool, device: str = "cpu") -> OrderOf:
+    """Orders for cases that are run in `mode`, on `device`, and leave a report, or none."""
 
     def order(case: Case, path: Path) -> Order:
-        folder = str(case.config.folder.resolve())
-        return Order(path=str(path), folder=folder, mode=mode, with_report=with_reports)
+        return Order(
+            path=str(path),
+            folder=str(case.config.folder.resolve()),
+            mode=mode,
+            with_report=with_reports,
+            device=device,
+        )
 
     return order
 
@@ -96,6 +101,7 @@ class _Child:
     case: Case
     path: Path
     since: float
+    device: str
 
     @property
     def seconds(self) -> float:
@@ -139,7 +145,8 @@ class _Children:
     def start(self, case: Case, path: Path, order_of: OrderOf) -> None:
         order = order_of(case, path)
         (path / "log.txt").touch()
-        self._by_path[order.path] = _Child(case=case, path=path, since=time.monotonic())
+        child = _Child(case=case, path=path, since=time.monotonic(), device=order.device)
+        self._by_path[order.path] = child
         self._nursery.begin(order)
 
     def reap(self, timeout_s: float) -> list[tuple[_Child, int]]:
@@ -166,6 +173,6 @@ def _killed_at_the_end(children: _Children) -> Iterator[None]:
 def _conclude(child: _Child, code: int, *, is_stopping: bool) -> tuple[Fate, str]:
     """Mark a case that is done as finished; of one that failed say why."""
     if code == ExitCode.DONE:
-        mark_finished(child.path, child.case, child.seconds)
+        mark_finished(child.path, child.case, child.seconds, child.device)
         return "done", ""
     return ("stopped", "") if is_stopping else ("failed", last_words(child.path, code))

@@ -85,15 +85,43 @@ def test_top_share_keeps_the_first_of_equal_values(
 ) -> None:
     values = (words(seed, size) % np.uint64(levels)).astype(np.float64) - levels // 2
     x = torch.from_numpy(values).to(dtype)
-    mask = masks.top_share(x.to(device), share)
-    assert mask.dtype == torch.bool
-    assert mask.cpu().equal(largest_first(x, num_kept(size, share)))
+    expected = largest_first(x, num_kept(size, share))
+    for most_sorted in (0, size):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(masks, "_SORTED", most_sorted)
+            mask = masks.top_share(x.to(device), share)
+        assert mask.dtype == torch.bool
+        assert mask.cpu().equal(expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    picked=st.lists(st.integers(0, 11), min_size=1, max_size=40),
+    negated=st.booleans(),
+    share=st.floats(0, 1),
+)
+def test_top_share_of_extreme_floats_by_digits_and_by_sorting(
+    dtype: torch.dtype, picked: list[int], negated: bool, share: float
+) -> None:
+    info = torch.finfo(dtype)
+    tiny = info.tiny * info.eps
+    all_ = [0.0, tiny, 2 * tiny, info.tiny, 1.0, 1 + info.eps, 1 - info.eps, 2.0, 3.0, info.max]
+    extremes = torch.tensor([*all_, math.inf, -0.0], dtype=torch.float64)
+    x = (-extremes if negated else extremes)[picked].to(dtype)
+    kept = num_kept(len(picked), share)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(masks, "_SORTED", 0)
+        assert masks.top_share(x, share).equal(largest_first(x, kept))
+    assert masks._sorted_out(x, kept).equal(largest_first(x, kept))
 
 
 def test_top_share_of_many_values_and_of_a_transposed_tensor() -> None:
     x = torch.from_numpy((words(3, 300_000) >> np.uint64(11)).astype(np.float32)).view(600, 500)
     assert masks.top_share(x, 0.3).equal(largest_first(x, 90_000))
     assert masks.top_share(x.T, 0.3).equal(largest_first(x.T.contiguous(), 90_000))
+    rounded = (x / 2**50).round()
+    assert len(set(rounded.flatten().tolist())) < 10
+    assert masks.top_share(rounded, 0.3).equal(largest_first(rounded, 90_000))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
@@ -119,6 +147,8 @@ def test_packed_as_numpy_does_and_back(
     flat = np.concatenate([np.zeros(0, bool), *(m.cpu().numpy().reshape(-1) for m in drawn)])
     bits = pack(drawn)
     assert bits.tolist() == np.packbits(flat, bitorder="little").tolist()
+    if drawn:
+        assert masks._packed_words([mask.reshape(-1) for mask in drawn]).equal(bits)
     assert bits.numel() == masks.packed_bytes(flat.size)
     found = unpack(bits, shapes)
     assert [m.dtype for m in found] == [torch.bool] * len(shapes)

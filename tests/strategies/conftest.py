@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from p2p_dml.kernels.mixing import metropolis
-from p2p_dml.tensors import clone
+from p2p_dml.tensors import clone, tmap
 from p2p_dml.types import (
     AnyStrategy,
     Coded,
@@ -64,6 +64,48 @@ class Quadratic:
 
     def grad(self, at: Mapping[str, Tensor]) -> Tensors:
         return {"x": self.h @ at["x"] - self.b}
+
+
+@final
+@dataclass
+class Toy:
+    """A learner of the tensors `x`, with a gradient and a training of choice.
+
+    `slope`: a model's gradient; `move`: what training does to `x`, in place. `asked`: the models
+    whose gradient was asked for.
+    """
+
+    x: Tensors
+    slope: Callable[[Mapping[str, Tensor]], Tensors]
+    move: Callable[[Tensors], None] | None = None
+    round: int = 1
+    asked: list[Tensors] = field(default_factory=list)
+
+    @property
+    def params(self) -> Tensors:
+        return dict(self.x)
+
+    @params.setter
+    def params(self, new: Mapping[str, Tensor]) -> None:
+        for name, x in new.items():
+            self.x[name].copy_(x)
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        """Tensors called `head…` and `fc…` decide."""
+        return {
+            name: "decision" if name.startswith(("head", "fc")) else "representation"
+            for name in self.x
+        }
+
+    def train(self) -> float:
+        assert self.move is not None, "this strategy trains by gradients only"
+        self.move(self.x)
+        return 0.0
+
+    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
+        self.asked.append(clone(at))
+        return self.slope(at)
 
 
 @dataclass
@@ -169,11 +211,28 @@ def _inbox(hood: Neighbourhood, tag: Tag, messages: Sequence[Message]) -> Inbox:
 class Bench:
     """What the tests of the strategies are built from."""
 
-    gossip = Gossip
+    gossip, toy = Gossip, Toy
 
     def links(self, hood: Neighbourhood) -> Links:
         """Links of one peer that stay."""
         return _Now(hood)
+
+    def drawn(
+        self, shapes: Mapping[str, tuple[int, ...]], seed: int, dtype: torch.dtype = torch.float64
+    ) -> Tensors:
+        """Standard normal tensors of these shapes."""
+        draws = torch.Generator().manual_seed(seed)
+        return {n: torch.randn(shape, generator=draws, dtype=dtype) for n, shape in shapes.items()}
+
+    def pulled(
+        self, x: Tensors, targets: Tensors, move: Callable[[Tensors], None] | None = None
+    ) -> Toy:
+        """Every value is pulled to a target of its own: the gradient at x is x - target."""
+        return Toy(x, lambda at: tmap(torch.sub, at, targets), move)
+
+    def springs(self, shapes: Mapping[str, tuple[int, ...]], seed: int = 0) -> Toy:
+        """Equal starts, pulled to targets of their own for each seed."""
+        return self.pulled(self.drawn(shapes, 1000), self.drawn(shapes, seed))
 
     def learners(
         self, count: int, condition: float = 4.0, lr: float = 0.05, steps: int = 1, dim: int = 4

@@ -4,79 +4,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from p2p_dml.errors import WireError
 from p2p_dml.kernels.mixing import neighbour_mean
 from p2p_dml.links.static import Ring
 from p2p_dml.strategies.dispfl import DisPFL, DisPFLState, kernel_densities
 from p2p_dml.tensors import clone, tmap
-from p2p_dml.types import Coded, Graph, Inbox, Neighbourhood, Part, Payload, PeerId, Sent, Tensors
+from p2p_dml.types import Coded, Graph, Inbox, Neighbourhood, Payload, PeerId, Sent
 
 if TYPE_CHECKING:
-    from tests.strategies.conftest import Bench
+    from tests.strategies.conftest import Bench, Toy
 
 SHAPES = {"body": (6, 5, 2, 2), "bias": (6,), "head": (4, 10)}
 HOOD = Neighbourhood(1, 0.5, {0: 0.3, 2: 0.2}, {0: 0.3, 2: 0.2})
 
 
-@dataclass
-class Springs:
-    """Every value is pulled to a target of its own: the gradient at x is x - target."""
-
-    x: Tensors
-    targets: Tensors
-    round: int = 1
-    num_grads: int = 0
-
-    @property
-    def params(self) -> Tensors:
-        return dict(self.x)
-
-    @params.setter
-    def params(self, new: Mapping[str, Tensor]) -> None:
-        for name, x in new.items():
-            self.x[name].copy_(x)
-
-    @property
-    def parts(self) -> Mapping[str, Part]:
-        return {"body": "representation", "bias": "representation", "head": "decision"}
-
-    def train(self) -> float:
-        raise AssertionError("sparse models are trained by gradients only")
-
-    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        self.num_grads += 1
-        return tmap(torch.sub, at, self.targets)
-
-
-def springs(seed: int = 0) -> Springs:
-    """Equal starts, and targets of their own for each seed."""
-
-    def normal(seed: int) -> Tensors:
-        draws = torch.Generator().manual_seed(seed)
-        return {
-            name: torch.randn(shape, generator=draws, dtype=torch.float64)
-            for name, shape in SHAPES.items()
-        }
-
-    return Springs(normal(1000), normal(seed))
-
-
-def small(x: Sequence[Sequence[float]], target: Sequence[Sequence[float]]) -> Springs:
+def small(bench: Bench, x: Sequence[Sequence[float]], target: Sequence[Sequence[float]]) -> Toy:
     """One weight tensor and a bias of 1."""
     weight, aim = (torch.tensor(values, dtype=torch.float64) for values in (x, target))
     bias = torch.ones(1, dtype=torch.float64)
-    return Springs({"head": weight, "bias": bias}, {"head": aim, "bias": 0 * bias})
+    return bench.pulled({"head": weight, "bias": bias}, {"head": aim, "bias": 0 * bias})
 
 
-def begun(strategy: DisPFL, learner: Springs, mask: Sequence[Sequence[bool]]) -> DisPFLState:
+def begun(strategy: DisPFL, learner: Toy, mask: Sequence[Sequence[bool]]) -> DisPFLState:
     """A state after one round, with a mask by hand."""
     return replace(strategy.init(learner, 0), masks={"head": torch.tensor(mask)}, rounds=1)
 
@@ -95,7 +51,7 @@ def a_round(
     bench: Bench,
     strategy: DisPFL,
     state: DisPFLState,
-    learner: Springs,
+    learner: Toy,
     heard: Mapping[PeerId, Payload] = {},
     hood: Neighbourhood = HOOD,
 ) -> DisPFLState:
@@ -114,7 +70,7 @@ def coded(sent: Sent) -> Coded:
 
 
 def lockstep(
-    bench: Bench, strategy: DisPFL, learners: Sequence[Springs], graph: Graph, num_rounds: int
+    bench: Bench, strategy: DisPFL, learners: Sequence[Toy], graph: Graph, num_rounds: int
 ) -> list[DisPFLState]:
     """All peers with equal weights, every message through its code; returns their states."""
     hoods = [neighbour_mean(graph, me) for me in range(graph.num_peers)]
@@ -166,7 +122,7 @@ class TestRound:
     def test_means_are_taken_over_those_that_keep_a_weight(self, bench: Bench) -> None:
         """Half of 4 weights: own 0, 1; peer 0 has 1, 2 and peer 2 has 1, 3. No step worth it."""
         strategy = DisPFL(steps=1, lr=1e-12, prune=0.0)
-        learner = small([[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]])
+        learner = small(bench, [[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]])
         state = begun(strategy, learner, [[True, True], [False, False]])
         heard = {0: message([6.0, 5.0], 0b0110, 2.0), 2: message([7.0, 9.0], 0b1010, 6.0)}
         a_round(bench, strategy, state, learner, heard)
@@ -177,7 +133,7 @@ class TestRound:
 
     def test_a_lost_message_is_not_counted(self, bench: Bench) -> None:
         strategy = DisPFL(steps=1, lr=1e-12, prune=0.0)
-        learner = small([[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]])
+        learner = small(bench, [[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]])
         state = begun(strategy, learner, [[True, True], [False, False]])
         a_round(bench, strategy, state, learner, {2: message([7.0, 9.0], 0b1010, 6.0)})
         assert learner.x["head"].tolist()[0] == pytest.approx([1.0, 4.5])
@@ -188,7 +144,7 @@ class TestRound:
         strategy = DisPFL(
             steps=1, lr=0.4, lr_decay=0.5, weight_decay=0.1, clip_norm=math.inf, prune=0.0
         )
-        learner = small([[1.0, 2.0], [3.0, 4.0]], [[5.0, 0.0], [0.0, 0.0]])
+        learner = small(bench, [[1.0, 2.0], [3.0, 4.0]], [[5.0, 0.0], [0.0, 0.0]])
         state = begun(strategy, learner, [[True, False], [False, True]])
         a_round(bench, strategy, replace(state, rounds=2), learner)
         torch.testing.assert_close(
@@ -207,7 +163,7 @@ class TestRound:
         strategy = DisPFL(
             steps=1, lr=1.0, lr_decay=1.0, weight_decay=0.0, clip_norm=clip_norm, prune=0.0
         )
-        learner = small([[1.0, 2.0], [3.0, 4.0]], [[5.0, -1.0], [0.0, 7.0]])
+        learner = small(bench, [[1.0, 2.0], [3.0, 4.0]], [[5.0, -1.0], [0.0, 7.0]])
         state = begun(strategy, learner, [[True, False], [False, True]])
         a_round(bench, strategy, state, learner)
         assert learner.x["head"].flatten().tolist() == pytest.approx(
@@ -217,7 +173,7 @@ class TestRound:
 
     def test_peers_have_densities_in_turns_and_masks_of_their_own(self, bench: Bench) -> None:
         strategy = DisPFL(density=(0.2, 0.6), steps=1)
-        learners = [springs(i) for i in range(4)]
+        learners = [bench.springs(SHAPES, i) for i in range(4)]
         states = lockstep(bench, strategy, learners, Ring(num_peers=4)(0), 1)
         assert [sum(ones(state)) for state in states] == [32, 96, 32, 96]
         assert ones(states[0]) == ones(states[2]) and ones(states[1]) == ones(states[3])
@@ -227,7 +183,7 @@ class TestRound:
             assert strategy.report(state)["share/kept"] == sum(ones(state)) / 160
 
     def test_densities_may_differ_in_one_run_and_no_message_is_refused(self, bench: Bench) -> None:
-        learners = [springs(i) for i in range(5)]
+        learners = [bench.springs(SHAPES, i) for i in range(5)]
         strategy = DisPFL(density=(0.2, 0.5, 1.0), steps=2, lr=0.3, prune_rounds=10)
         states = lockstep(bench, strategy, learners, Ring(num_peers=5)(0), 8)
         assert [sum(ones(state)) for state in states] == [32, 80, 160, 32, 80]
@@ -238,9 +194,9 @@ class TestRound:
         strategy = DisPFL(
             density=1.0, steps=steps, lr=lr, lr_decay=1.0, weight_decay=0.0, clip_norm=math.inf
         )
-        learners = [springs(i) for i in range(5)]
+        learners = [bench.springs(SHAPES, i) for i in range(5)]
         lockstep(bench, strategy, learners, graph, 6)
-        others = [springs(i) for i in range(5)]
+        others = [bench.springs(SHAPES, i) for i in range(5)]
         for round_ in range(6):
             if round_:
                 models = [clone(each.x) for each in others]
@@ -262,7 +218,9 @@ class TestSearch:
         Those of the dropped are 0.1 - 8 and -0.2: the first comes back, with its value.
         """
         strategy = DisPFL(prune=0.5, steps=1, lr=1e-12)
-        learner = small([[1.0, 0.1, -0.2, 2.0], [0, 0, 0, 0]], [[1, 8, 0, 2], [-3, 9, -1, -5]])
+        learner = small(
+            bench, [[1.0, 0.1, -0.2, 2.0], [0, 0, 0, 0]], [[1, 8, 0, 2], [-3, 9, -1, -5]]
+        )
         state = begun(strategy, learner, [[True] * 4, [False] * 4])
         state = a_round(bench, strategy, state, learner)
         assert state.masks["head"].tolist() == [
@@ -280,20 +238,20 @@ class TestSearch:
         strategy = DisPFL(prune=0.5, prune_rounds=100, steps=1, lr=1e-12)
         mask = torch.arange(200).view(10, 20) % 2 == 0
         x = torch.linspace(1, 3, 200).double().view(10, 20) * mask
-        learner = Springs({"head": x.clone()}, {"head": x - 5.0 * ~mask})
+        learner = bench.pulled({"head": x.clone()}, {"head": x - 5.0 * ~mask})
         state = DisPFLState(masks={"head": mask}, seed=0, rounds=rounds)
         after = a_round(bench, strategy, state, learner).masks["head"]
         assert int(after.sum()) == 100
         assert int((mask & ~after).sum()) == dropped
         assert int((after & (learner.x["head"].abs() < 1e-6)).sum()) == dropped
-        assert learner.num_grads == 1 + (dropped > 0)
+        assert len(learner.asked) == 1 + (dropped > 0)
 
     @pytest.mark.parametrize("regrow", ["gradient", "random"])
     def test_counts_stay_and_masks_move(self, bench: Bench, regrow: str) -> None:
         strategy = DisPFL(
             density=0.3, regrow="random" if regrow == "random" else "gradient", steps=2, lr=0.1
         )
-        learner = springs(1)
+        learner = bench.springs(SHAPES, 1)
         state = strategy.init(learner, seed=9)
         seen = []
         for _ in range(6):
@@ -308,14 +266,14 @@ class TestSearch:
     def test_random_places_ask_for_no_gradient_and_are_private(self, bench: Bench) -> None:
         strategy, found = DisPFL(regrow="random", steps=1, lr=1e-12), []
         for seed in (1, 1, 2):
-            learner = small([[1.0] * 20, [2.0] * 20], [[0.0] * 20] * 2)
+            learner = small(bench, [[1.0] * 20, [2.0] * 20], [[0.0] * 20] * 2)
             state = replace(begun(strategy, learner, [[True] * 20, [False] * 20]), seed=seed)
             found.append(a_round(bench, strategy, state, learner).masks["head"])
-            assert learner.num_grads == 1
+            assert len(learner.asked) == 1
         assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
 
     def test_without_pruning_masks_stay(self, bench: Bench) -> None:
-        strategy, learner = DisPFL(prune=0.0, steps=1), springs()
+        strategy, learner = DisPFL(prune=0.0, steps=1), bench.springs(SHAPES)
         first = a_round(bench, strategy, strategy.init(learner, 4), learner)
         second = a_round(bench, strategy, first, learner)
         assert all(torch.equal(m, second.masks[name]) for name, m in first.masks.items())
@@ -331,7 +289,7 @@ class TestSearch:
     ],
 )
 def test_messages_that_make_no_sense_are_refused(bench: Bench, payload: Payload, why: str) -> None:
-    strategy, learner = DisPFL(), small([[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]])
+    strategy, learner = DisPFL(), small(bench, [[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 0.0]])
     steps = strategy.round(strategy.init(learner, 0), learner, bench.links(HOOD))
     sent = coded(next(steps))
     with pytest.raises(WireError, match=why):

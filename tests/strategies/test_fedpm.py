@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,67 +13,28 @@ from torch import Tensor
 from p2p_dml.errors import WireError
 from p2p_dml.kernels.masks import pack
 from p2p_dml.strategies.fedpm import FedPM, FedPMState
-from p2p_dml.tensors import clone
+from p2p_dml.tensors import clone, tmap
 from p2p_dml.types import (
     Coded,
     Inbox,
     Need,
     Neighbourhood,
     Outbox,
-    Part,
     Payload,
     PeerId,
-    Tensors,
 )
 
 if TYPE_CHECKING:
-    from tests.strategies.conftest import Bench
+    from tests.strategies.conftest import Bench, Toy
 
 SHAPES = {"body": (4, 5), "bias": (4,), "head": (3, 4)}
 HOOD = Neighbourhood(1, 0.5, {0: 0.3, 2: 0.2}, {0: 0.3, 2: 0.2})
 
 
-@dataclass
-class Slope:
-    """A loss that is linear: its gradient is the same at all models; `asked` are those models."""
-
-    x: Tensors
-    slope: Tensors
-    round: int = 1
-    asked: list[Tensors] = field(default_factory=list)
-
-    @property
-    def params(self) -> Tensors:
-        return dict(self.x)
-
-    @params.setter
-    def params(self, new: Mapping[str, Tensor]) -> None:
-        for name, x in new.items():
-            self.x[name].copy_(x)
-
-    @property
-    def parts(self) -> Mapping[str, Part]:
-        return {"body": "representation", "bias": "representation", "head": "decision"}
-
-    def train(self) -> float:
-        raise AssertionError("masks are trained by gradients only")
-
-    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        self.asked.append(clone(at))
-        return clone(self.slope)
-
-
-def slope(seed: int = 0) -> Slope:
-    """Equal starts, and a slope of its own for each seed."""
-
-    def normal(seed: int) -> Tensors:
-        draws = torch.Generator().manual_seed(seed)
-        return {
-            name: torch.randn(shape, generator=draws, dtype=torch.float64)
-            for name, shape in SHAPES.items()
-        }
-
-    return Slope(normal(1000), normal(seed))
+def slope(bench: Bench, seed: int = 0) -> Toy:
+    """Equal starts, and a loss that is linear: a gradient of its own for each seed."""
+    found = bench.drawn(SHAPES, seed)
+    return bench.toy(bench.drawn(SHAPES, 1000), lambda at: clone(found))
 
 
 def sample(*ones: int) -> Tensor:
@@ -91,7 +52,7 @@ def a_round(
     bench: Bench,
     strategy: FedPM,
     state: FedPMState,
-    learner: Slope,
+    learner: Toy,
     heard: Mapping[PeerId, Tensor] = {},
 ) -> tuple[FedPMState, Outbox]:
     """The state after a round in which packed masks were heard, and what was sent."""
@@ -109,8 +70,8 @@ def a_round(
 def test_scores_follow_the_slope_times_theta_times_its_rest(bench: Bench, optimiser: str) -> None:
     """∂L/∂s = ∂L/∂(w ⊙ m) ⊙ w ⊙ θ (1 - θ), over rounds, with torch's optimisers."""
     strategy = FedPM(optimiser="sgd" if optimiser == "sgd" else "adam", lr=0.3, steps=2)
-    learner = slope()
-    state = strategy.init(learner, 0)
+    learner = slope(bench)
+    state, found = strategy.init(learner, 0), learner.grad(learner.params)
     s = {name: torch.nn.Parameter(x.clone()) for name, x in state.scores.items()}
     make: Any = torch.optim.SGD if optimiser == "sgd" else torch.optim.Adam
     steps = make(s.values(), lr=0.3)
@@ -119,14 +80,14 @@ def test_scores_follow_the_slope_times_theta_times_its_rest(bench: Bench, optimi
         for _ in range(2):
             for name, each in s.items():
                 theta = torch.sigmoid(each.detach())
-                each.grad = learner.slope[name] * state.weights[name] * theta * (1 - theta)
+                each.grad = found[name] * state.weights[name] * theta * (1 - theta)
             steps.step()
     for name, each in s.items():
         torch.testing.assert_close(state.scores[name], each.detach(), rtol=1e-12, atol=1e-13)
 
 
 def test_gradients_are_asked_at_fresh_samples(bench: Bench) -> None:
-    strategy, learner = FedPM(steps=3), slope()
+    strategy, learner = FedPM(steps=3), slope(bench)
     state = strategy.init(learner, 0)
     a_round(bench, strategy, state, learner)
     assert len(learner.asked) == 3
@@ -149,7 +110,10 @@ def test_theta_becomes_the_mean_of_samples(
     bench: Bench, combine: str, expected: list[float]
 ) -> None:
     """Own sample: places 0 and 1; heard: 0, 1, 2, 3 of peer 0 and 0, 3 of peer 2."""
-    strategy, learner = FedPM(combine="mean" if combine == "mean" else "weights", lr=1e-9), slope()
+    strategy, learner = (
+        FedPM(combine="mean" if combine == "mean" else "weights", lr=1e-9),
+        slope(bench),
+    )
     state = strategy.init(learner, 0)
     certain = torch.full((32,), -50.0, dtype=torch.float64)
     certain[:2] = 50.0
@@ -165,7 +129,7 @@ def test_theta_becomes_the_mean_of_samples(
 
 
 def test_the_weight_of_a_missing_neighbour_returns_to_the_own_sample(bench: Bench) -> None:
-    strategy, learner = FedPM(combine="weights", lr=1e-9), slope()
+    strategy, learner = FedPM(combine="weights", lr=1e-9), slope(bench)
     state = strategy.init(learner, 0)
     certain = {name: torch.full_like(s, -50.0) for name, s in state.scores.items()}
     state, _ = a_round(bench, strategy, replace(state, scores=certain), learner, {0: sample(7)})
@@ -175,19 +139,19 @@ def test_the_weight_of_a_missing_neighbour_returns_to_the_own_sample(bench: Benc
 
 
 def test_a_peer_that_hears_nobody_keeps_what_it_learned(bench: Bench) -> None:
-    learner, other = slope(), slope()
+    learner, other = slope(bench), slope(bench)
     strategy = FedPM(optimiser="sgd", lr=0.5, steps=1)
     state, _ = a_round(bench, strategy, strategy.init(learner, 0), learner)
     start = strategy.init(other, 0).scores["head"]
     theta = torch.sigmoid(start)
-    moved = learner.slope["head"] * state.weights["head"] * theta * (1 - theta)
+    moved = learner.grad(learner.params)["head"] * state.weights["head"] * theta * (1 - theta)
     torch.testing.assert_close(state.scores["head"], start - 0.5 * moved, rtol=1e-13, atol=0)
 
 
 @pytest.mark.parametrize("coding", ["packed", "entropy"])
 def test_what_is_sent_is_read_as_a_sample_of_theta(bench: Bench, coding: str) -> None:
     """Of 2,000 weights of probability 1/4 a quarter, within 5 standard errors, at any coding."""
-    learner = Slope({"w": torch.ones(40, 50)}, {"w": torch.zeros(40, 50)})
+    learner = bench.toy({"w": torch.ones(40, 50)}, lambda at: tmap(torch.zeros_like, at))
     strategy = FedPM(coding="packed" if coding == "packed" else "entropy")
     state = strategy.init(learner, 0)
     state = replace(state, scores={"w": torch.full((40, 50), 1 / 4).logit()})
@@ -204,7 +168,7 @@ def test_what_is_sent_is_read_as_a_sample_of_theta(bench: Bench, coding: str) ->
 
 def test_a_sample_or_the_mean_is_worn(bench: Bench) -> None:
     for evaluated in ("sample", "mean"):
-        learner = slope()
+        learner = slope(bench)
         strategy = FedPM(evaluated="sample" if evaluated == "sample" else "mean")
         state = strategy.init(learner, 3)
         for learner.round in (1, 2):
@@ -222,7 +186,7 @@ def test_a_sample_or_the_mean_is_worn(bench: Bench) -> None:
 
 def test_scores_start_alike_and_samples_are_private(bench: Bench) -> None:
     strategy = FedPM()
-    learners = [slope(), slope()]
+    learners = [slope(bench), slope(bench)]
     states = [strategy.init(learner, seed=i) for i, learner in enumerate(learners)]
     assert all(torch.equal(s, states[1].scores[k]) for k, s in states[0].scores.items())
     assert not torch.equal(learners[0].x["body"], learners[1].x["body"])
@@ -234,7 +198,7 @@ def test_scores_start_alike_and_samples_are_private(bench: Bench) -> None:
 
 
 def test_a_round_that_is_run_again_is_the_same_and_leaves_the_state_before(bench: Bench) -> None:
-    strategy, learner = FedPM(), slope()
+    strategy, learner = FedPM(), slope(bench)
     state = strategy.init(learner, 7)
     before = clone(state.scores), clone(state.moments.mean)
     one, sent = a_round(bench, strategy, state, learner, {0: sample(3)})
@@ -249,7 +213,7 @@ def test_a_round_that_is_run_again_is_the_same_and_leaves_the_state_before(bench
     "bits", [torch.zeros(3, dtype=torch.uint8), torch.zeros(4), torch.zeros(0, dtype=torch.uint8)]
 )
 def test_messages_that_make_no_sense_are_refused(bench: Bench, bits: Tensor) -> None:
-    strategy, learner = FedPM(), slope()
+    strategy, learner = FedPM(), slope(bench)
     sent = next(strategy.round(strategy.init(learner, 0), learner, bench.links(HOOD)))
     assert isinstance(sent, Coded)
     with pytest.raises(WireError):

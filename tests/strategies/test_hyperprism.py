@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import torch
@@ -16,10 +15,14 @@ from p2p_dml.kernels._power import power_mean
 from p2p_dml.kernels.means import weighted_power_mean
 from p2p_dml.strategies.hyperprism import HyperPrism, HyperPrismState
 from p2p_dml.tables import build
-from p2p_dml.types import Inbox, Neighbourhood, Part, Payload, Tensors
+from p2p_dml.tensors import tmap
+from p2p_dml.types import Inbox, Neighbourhood, Payload, Tensors
+
+if TYPE_CHECKING:
+    from tests.strategies.conftest import Bench, Toy
 
 HOOD = Neighbourhood(0, 0.25, {1: 0.25, 2: 0.5}, {1: 0.25, 2: 0.5})
-PARTS: Mapping[str, Part] = {"conv": "representation", "fc.w": "decision", "fc.b": "decision"}
+PARTS = {"conv": "representation", "fc.w": "decision", "fc.b": "decision"}
 
 
 def draw(seed: int, size: int = 40) -> Tensors:
@@ -27,51 +30,27 @@ def draw(seed: int, size: int = 40) -> Tensors:
     return {name: torch.rand(size, generator=generator, dtype=torch.float64) for name in PARTS}
 
 
-@dataclass
-class PushedLearner:
-    """Training adds `push`, whatever the model."""
-
-    push: Tensors = field(default_factory=lambda: dict.fromkeys(PARTS, torch.tensor(0.0)))
-    round: int = 1
-    w: Tensors = field(default_factory=lambda: draw(0))
-
-    @property
-    def params(self) -> Tensors:
-        return dict(self.w)
-
-    @params.setter
-    def params(self, new: Mapping[str, Tensor]) -> None:
-        for name, x in new.items():
-            self.w[name].copy_(x)
-
-    @property
-    def parts(self) -> Mapping[str, Part]:
-        return PARTS
-
-    def train(self) -> float:
-        for name, x in self.push.items():
-            self.w[name].add_(x)
-        return 0.0
-
-    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        return {name: -x for name, x in self.push.items()}
+def pushed(bench: Bench, push: Mapping[str, Tensor] = {}) -> Toy:
+    """A learner whose training adds `push`, whatever the model."""
+    return bench.toy(draw(0), lambda at: {name: -x for name, x in push.items()}, adding(push))
 
 
-@dataclass
-class FixedLinks:
-    now: Neighbourhood = HOOD
+def adding(push: Mapping[str, Tensor]) -> Callable[[Tensors], None]:
+    def move(x: Tensors) -> None:
+        for name, change in push.items():
+            x[name].add_(change)
 
-    def shared_bits(self, stream: int, count: int) -> Sequence[int]:
-        return [stream] * count
+    return move
 
 
 def play(
+    bench: Bench,
     strategy: HyperPrism,
     state: HyperPrismState,
-    learner: PushedLearner,
+    learner: Toy,
     heard: Mapping[int, Mapping[str, Tensor]],
 ) -> HyperPrismState:
-    steps = strategy.round(state, learner, FixedLinks())
+    steps = strategy.round(state, learner, bench.links(HOOD))
     next(steps)
     try:
         steps.send(Inbox(HOOD, {j: Payload(tensors) for j, tensors in heard.items()}))
@@ -129,8 +108,8 @@ def test_a_bad_table_is_a_config_error_that_names_the_key(
         build(HyperPrism, table, "strategy")
 
 
-def test_first_degrees_are_reported() -> None:
-    learner = PushedLearner()
+def test_first_degrees_are_reported(bench: Bench) -> None:
+    learner = pushed(bench)
     for strategy, expected in (
         (HyperPrism(), {"decision": 15.0, "representation": 1.0}),
         (HyperPrism(p_max=9.0, start_representation=3.0), {"decision": 9.0, "representation": 3.0}),
@@ -141,22 +120,22 @@ def test_first_degrees_are_reported() -> None:
         assert reported == {f"degree/{part}": p for part, p in expected.items()}
 
 
-def test_a_scheduled_degree_is_that_of_the_learners_round() -> None:
+def test_a_scheduled_degree_is_that_of_the_learners_round(bench: Bench) -> None:
     strategy = HyperPrism(degree={"start": 15.0, "time_constant": 1e-3})
-    learner = PushedLearner()
+    learner = pushed(bench)
     state = strategy.init(learner, 0)
     for round, degree in ((1, 15.0), (2, 1.0)):
         learner.round = round
-        state = play(strategy, state, learner, {1: draw(1), 2: draw(2)})
+        state = play(bench, strategy, state, learner, {1: draw(1), 2: draw(2)})
         assert state.degrees == {"decision": degree, "representation": degree}
 
 
-def test_the_state_keeps_the_slope_at_the_mix_for_the_papers_signal() -> None:
+def test_the_state_keeps_the_slope_at_the_mix_for_the_papers_signal(bench: Bench) -> None:
     strategy = HyperPrism(start_representation=4.0, signal="paper")
-    learner = PushedLearner()
+    learner = pushed(bench)
     models = [learner.params, draw(1), draw(2)]
     own = {name: x.clone() for name, x in models[0].items()}
-    state = play(strategy, strategy.init(learner, 0), learner, {1: models[1], 2: models[2]})
+    state = play(bench, strategy, strategy.init(learner, 0), learner, {1: models[1], 2: models[2]})
     assert state.degrees["representation"] == pytest.approx(4.0)
     xs = [own["conv"], models[1]["conv"], models[2]["conv"]]
     expected = torch.empty_like(own["conv"])
@@ -166,12 +145,12 @@ def test_the_state_keeps_the_slope_at_the_mix_for_the_papers_signal() -> None:
 
 @pytest.mark.parametrize(("degree", "probed"), [(1.0, 3.0), (2.0, 3.0), (4.0, 4.0)])
 def test_the_state_keeps_what_the_degree_changed_but_for_scale(
-    degree: float, probed: float
+    bench: Bench, degree: float, probed: float
 ) -> None:
     strategy = HyperPrism(start_representation=degree, length="own")
-    learner = PushedLearner()
+    learner = pushed(bench)
     xs = [learner.params["conv"].clone(), draw(1)["conv"], draw(2)["conv"]]
-    state = play(strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
+    state = play(bench, strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
     mean, ahead = (weighted_power_mean(xs, [0.25, 0.25, 0.5], p) for p in (1.0, probed))
     mixed = learner.params["conv"]
     assert torch.allclose(mixed, weighted_power_mean(xs, [0.25, 0.25, 0.5], degree), rtol=1e-12)
@@ -184,44 +163,45 @@ def test_the_state_keeps_what_the_degree_changed_but_for_scale(
 @pytest.mark.parametrize("signal", ["own", "neighbourhood"])
 @pytest.mark.parametrize("direction", [1.0, -1.0])
 def test_a_degree_follows_the_descent_direction(
-    signal: Literal["own", "neighbourhood"], direction: float
+    bench: Bench, signal: Literal["own", "neighbourhood"], direction: float
 ) -> None:
     strategy = HyperPrism(
         signal=signal, start_representation=5.0, start_decision=5.0, rate=0.1, memory=0.0
     )
-    learner = PushedLearner()
-    state = play(strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
+    learner = pushed(bench)
+    state = play(bench, strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
     # Training now goes where the decision part's degree went, and the other way elsewhere.
-    learner.push = {
+    push = {
         name: direction * (1 if part == "decision" else -1) * state.change[name]
         for name, part in PARTS.items()
     }
-    ahead = {name: learner.w[name] + learner.push[name] for name in PARTS}
-    after = play(strategy, state, learner, {1: ahead, 2: ahead}).degrees
+    learner.move = adding(push)
+    ahead = tmap(torch.add, learner.x, push)
+    after = play(bench, strategy, state, learner, {1: ahead, 2: ahead}).degrees
     # A cosine of ±1 changes ln p by ±rate; a head moves the network the other shares, by under 1 %.
     assert after["decision"] == pytest.approx(5 * 2.718281828 ** (0.1 * direction), rel=0.01)
     assert after["representation"] == pytest.approx(5 * 2.718281828 ** (-0.1 * direction), rel=0.01)
 
 
-def test_a_mix_with_nobody_is_not_judged() -> None:
+def test_a_mix_with_nobody_is_not_judged(bench: Bench) -> None:
     strategy = HyperPrism()
-    learner = PushedLearner(push=draw(5))
-    state = play(strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
-    alone = play(strategy, state, learner, {})
+    learner = pushed(bench, draw(5))
+    state = play(bench, strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
+    alone = play(bench, strategy, state, learner, {})
     assert all((x == 0).all() for x in alone.change.values())
-    after = play(strategy, alone, learner, {1: draw(1), 2: draw(2)})
+    after = play(bench, strategy, alone, learner, {1: draw(1), 2: draw(2)})
     assert alone.learned is not None
     assert after.learned is not None
     assert after.learned.net is alone.learned.net
     assert after.degrees == alone.degrees
 
 
-def test_verdicts_travel_and_are_pooled() -> None:
+def test_verdicts_travel_and_are_pooled(bench: Bench) -> None:
     strategy = HyperPrism(start_decision=5.0, rate=0.1)
-    learner = PushedLearner()
-    state = play(strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
-    learner.push = dict(state.change)  # a verdict of 1 on both parts
-    steps = strategy.round(state, learner, FixedLinks())
+    learner = pushed(bench)
+    state = play(bench, strategy, strategy.init(learner, 0), learner, {1: draw(1), 2: draw(2)})
+    learner.move = adding(state.change)  # a verdict of 1 on both parts
+    steps = strategy.round(state, learner, bench.links(HOOD))
     sent = next(steps)[1].scalars
     assert sent == pytest.approx({"verdict/decision": 1.0, "verdict/representation": 1.0})
     heard = {j: Payload(draw(j), {"verdict/decision": c}) for j, c in ((1, 0.5), (2, -0.25))}
@@ -233,8 +213,8 @@ def test_verdicts_travel_and_are_pooled() -> None:
     assert math.log(after["representation"]) == pytest.approx(0.1, rel=0.03)
 
 
-def test_private_seeds_give_private_networks() -> None:
-    drawn = [HyperPrism().init(PushedLearner(), seed).learned for seed in (1, 1, 2)]
+def test_private_seeds_give_private_networks(bench: Bench) -> None:
+    drawn = [HyperPrism().init(pushed(bench), seed).learned for seed in (1, 1, 2)]
     embeddings = [each.net.weights["embedding"] for each in drawn if each is not None]
     assert torch.equal(embeddings[0], embeddings[1])
     assert not torch.equal(embeddings[0], embeddings[2])

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import pytest
 import torch
-from torch import Tensor
 
 from p2p_dml.kernels.means import weighted_power_mean
 from p2p_dml.strategies._length import power_mean_lengths, stretch
 from p2p_dml.strategies.hyperprism import HyperPrism
-from p2p_dml.types import Inbox, Neighbourhood, Part, Payload, Tensors
+from p2p_dml.tensors import tmap
+from p2p_dml.types import Inbox, Neighbourhood, Payload, Tensors
+
+if TYPE_CHECKING:
+    from tests.strategies.conftest import Bench
 
 WEIGHTS = [0.25, 0.25, 0.5]
 HOOD = Neighbourhood(0, 0.25, {1: 0.25, 2: 0.5}, {1: 0.25, 2: 0.5})
@@ -27,49 +29,10 @@ def draw(seed: int, names: Sequence[str]) -> Tensors:
     return {name: torch.randn(30, generator=generator, dtype=torch.float64) for name in names}
 
 
-@dataclass
-class IdleLearner:
-    """Training changes nothing."""
-
-    names: Sequence[str]
-    round: int = 1
-    w: Tensors = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.w = draw(0, self.names)
-
-    @property
-    def params(self) -> Tensors:
-        return dict(self.w)
-
-    @params.setter
-    def params(self, new: Mapping[str, Tensor]) -> None:
-        for name, x in new.items():
-            self.w[name].copy_(x)
-
-    @property
-    def parts(self) -> Mapping[str, Part]:
-        return {n: "decision" if n.startswith("fc") else "representation" for n in self.names}
-
-    def train(self) -> float:
-        return 0.0
-
-    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        return {name: torch.zeros_like(x) for name, x in at.items()}
-
-
-@dataclass
-class FixedLinks:
-    now: Neighbourhood = HOOD
-
-    def shared_bits(self, stream: int, count: int) -> Sequence[int]:
-        return [stream] * count
-
-
-def mixed(strategy: HyperPrism, names: Sequence[str] = TWO_LAYERS) -> Tensors:
+def mixed(bench: Bench, strategy: HyperPrism, names: Sequence[str] = TWO_LAYERS) -> Tensors:
     """The model after a round among three; the mix has degree p in both parts."""
-    learner = IdleLearner(names)
-    steps = strategy.round(strategy.init(learner, 0), learner, FixedLinks())
+    learner = bench.toy(draw(0, names), lambda at: tmap(torch.zeros_like, at), lambda x: None)
+    steps = strategy.round(strategy.init(learner, 0), learner, bench.links(HOOD))
     next(steps)
     with pytest.raises(StopIteration):
         steps.send(Inbox(HOOD, {j: Payload(draw(j, names)) for j in (1, 2)}))
@@ -103,8 +66,10 @@ def test_what_has_no_direction_stays() -> None:
 
 
 @pytest.mark.parametrize(("degree", "length"), [(1.0, 9.0), (9.0, 1.0), (3.0, 4.5)])
-def test_the_degree_gives_the_direction_and_length_the_length(degree: float, length: float) -> None:
-    result = mixed(HyperPrism(degree=degree, length=length))
+def test_the_degree_gives_the_direction_and_length_the_length(
+    bench: Bench, degree: float, length: float
+) -> None:
+    result = mixed(bench, HyperPrism(degree=degree, length=length))
     along, long = power_means(degree), power_means(length)
     for name, x in result.items():
         assert x.norm() == pytest.approx(float(long[name].norm()), rel=1e-12)
@@ -122,11 +87,11 @@ def test_the_degree_gives_the_direction_and_length_the_length(degree: float, len
     ],
 )
 def test_a_learned_degree_leaves_the_length_to_p_max_in_a_network_of_several_layers(
-    names: Sequence[str], length: float | Literal["own"] | None, expected: float
+    bench: Bench, names: Sequence[str], length: float | Literal["own"] | None, expected: float
 ) -> None:
     strategy = HyperPrism(length=length, start_decision=1.0)
     result, along, long = (
-        mixed(strategy, names),
+        mixed(bench, strategy, names),
         power_means(1, names),
         power_means(expected, names),
     )
@@ -136,6 +101,8 @@ def test_a_learned_degree_leaves_the_length_to_p_max_in_a_network_of_several_lay
 
 
 @pytest.mark.parametrize("strategy", [HyperPrism(degree=3.0), HyperPrism(hypernet="paper")])
-def test_others_keep_the_length_of_their_own_degree(strategy: HyperPrism) -> None:
+def test_others_keep_the_length_of_their_own_degree(bench: Bench, strategy: HyperPrism) -> None:
     own = HyperPrism(degree=strategy.degree, hypernet=strategy.hypernet, length="own")
-    assert all(torch.equal(x, mixed(own)[name]) for name, x in mixed(strategy).items())
+    assert all(
+        torch.equal(x, mixed(bench, own)[name]) for name, x in mixed(bench, strategy).items()
+    )

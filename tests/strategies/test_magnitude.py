@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from p2p_dml.errors import WireError
 from p2p_dml.kernels.mixing import metropolis
@@ -23,7 +21,6 @@ from p2p_dml.types import (
     Inbox,
     Need,
     Neighbourhood,
-    Part,
     Payload,
     PeerId,
     Sent,
@@ -31,57 +28,25 @@ from p2p_dml.types import (
 )
 
 if TYPE_CHECKING:
-    from tests.strategies.conftest import Bench
+    from tests.strategies.conftest import Bench, Toy
 
 HOOD = Neighbourhood(1, 0.5, {0: 0.3, 2: 0.2}, {0: 0.3, 2: 0.2})
 ALL: dict[str, Any] = {"keep_representation": 1.0, "keep_decision": 1.0}
 
 
-@dataclass
-class Springs:
-    """Every value is pulled to a target of its own: the gradient at x is x - target.
+SHAPES = {"body": (3, 5, 2), "bias": (3,), "head": (2, 10)}
 
-    `train` takes three plain steps of size 0.2.
-    """
 
-    x: Tensors
-    targets: Tensors
-    round: int = 1
+def springs(bench: Bench, seed: int = 0, dtype: torch.dtype = torch.float64) -> Toy:
+    """Equal starts, targets of their own; training takes three plain steps of size 0.2."""
+    targets = bench.drawn(SHAPES, seed, dtype)
 
-    @property
-    def params(self) -> Tensors:
-        return dict(self.x)
-
-    @params.setter
-    def params(self, new: Mapping[str, Tensor]) -> None:
-        for name, x in new.items():
-            self.x[name].copy_(x)
-
-    @property
-    def parts(self) -> Mapping[str, Part]:
-        return {"body": "representation", "bias": "representation", "head": "decision"}
-
-    def train(self) -> float:
+    def move(x: Tensors) -> None:
         for _ in range(3):
-            for name, g in self.grad(self.x).items():
-                self.x[name].sub_(g, alpha=0.2)
-        return 0.0
+            for name, each in x.items():
+                each.sub_(each - targets[name], alpha=0.2)
 
-    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        return tmap(torch.sub, at, self.targets)
-
-
-def springs(seed: int = 0, dtype: torch.dtype = torch.float64) -> Springs:
-    """30 body weights, 3 biases, 20 head weights: equal starts, targets of their own."""
-    shapes = {"body": (3, 5, 2), "bias": (3,), "head": (2, 10)}
-
-    def normal(seed: int) -> Tensors:
-        draws = torch.Generator().manual_seed(seed)
-        return {
-            name: torch.randn(shape, generator=draws, dtype=dtype) for name, shape in shapes.items()
-        }
-
-    return Springs(normal(1000), normal(seed))
+    return bench.pulled(bench.drawn(SHAPES, 1000, dtype), targets, move)
 
 
 def coded(sent: Sent) -> Coded:
@@ -92,7 +57,7 @@ def coded(sent: Sent) -> Coded:
 def lockstep(
     bench: Bench,
     strategy: AnyStrategy,
-    learners: Sequence[Springs],
+    learners: Sequence[Toy],
     graph: Graph,
     num_rounds: int = 4,
 ) -> list[Any]:
@@ -124,7 +89,7 @@ def test_with_all_weights_kept_it_is_dpsgd_bit_for_bit(
     bench: Bench, absent: str, dtype: torch.dtype
 ) -> None:
     ring = Ring(num_peers=5)(0)
-    ours, theirs = ([springs(i, dtype) for i in range(5)] for _ in range(2))
+    ours, theirs = ([springs(bench, i, dtype) for i in range(5)] for _ in range(2))
     options: dict[str, Any] = {**ALL, "absent": absent}
     lockstep(bench, Magnitude(steps=3, lr=0.2, weight_decay=0.0, **options), ours, ring)
     lockstep(bench, DPSGD(), theirs, ring)
@@ -133,7 +98,7 @@ def test_with_all_weights_kept_it_is_dpsgd_bit_for_bit(
 
 
 def test_momentum_and_decay_are_torchs_over_rounds(bench: Bench) -> None:
-    learner, other = springs(), springs()
+    learner, other = springs(bench), springs(bench)
     strategy = Magnitude(steps=2, lr=0.1, momentum=0.8, weight_decay=0.01, **ALL)
     x = {name: torch.nn.Parameter(each) for name, each in other.x.items()}
     flat = [each for each in x.values() if each.dim() == 1]
@@ -141,8 +106,9 @@ def test_momentum_and_decay_are_torchs_over_rounds(bench: Bench) -> None:
     groups: list[dict[str, Any]] = [{"params": deep, "weight_decay": 0.01}, {"params": flat}]
     sgd = torch.optim.SGD(groups, lr=0.1, momentum=0.8)
     for _ in range(6):
+        slopes = other.grad({name: each.detach() for name, each in x.items()})
         for name, each in x.items():
-            each.grad = each.detach() - other.targets[name]
+            each.grad = slopes[name]
         sgd.step()
     state, alone = strategy.init(learner, 0), Neighbourhood(0, 1.0, {}, {})
     for _ in range(3):
@@ -155,7 +121,7 @@ def a_round(
     bench: Bench,
     strategy: Magnitude,
     state: MagnitudeState,
-    learner: Springs,
+    learner: Toy,
     heard: Mapping[PeerId, Payload],
     hood: Neighbourhood = HOOD,
 ) -> MagnitudeState:
@@ -178,11 +144,11 @@ def message(values: Sequence[float], bits: int) -> Payload:
     )
 
 
-def by_hand() -> Springs:
+def by_hand(bench: Bench) -> Toy:
     """Half of four weights kept: 4 and -3 at first; the gradient there is (3, 2, -1, 0)."""
     x = {"head": torch.tensor([[4.0, 1.0], [-3.0, 2.0]]), "bias": torch.tensor([2.0])}
     targets = {"head": torch.tensor([[1.0, -2.0], [-2.0, 0.0]]), "bias": torch.tensor([0.0])}
-    return Springs(tmap(torch.Tensor.double, x), tmap(torch.Tensor.double, targets))
+    return bench.pulled(tmap(torch.Tensor.double, x), tmap(torch.Tensor.double, targets))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +174,7 @@ def test_a_round_by_hand(bench: Bench, absent: str, mixed: list[float]) -> None:
         weight_decay=0.0,
         absent="own" if absent == "own" else "zero",
     )
-    learner = by_hand()
+    learner = by_hand(bench)
     state = strategy.init(learner, 0)
     assert learner.x["head"].tolist() == [[4, 0], [-3, 0]]
     heard = {0: message([6.0, -8.0], 0b0110), 2: message([5.0, 9.0], 0b0101)}
@@ -222,7 +188,7 @@ def test_a_round_by_hand(bench: Bench, absent: str, mixed: list[float]) -> None:
 
 def test_what_is_sent_is_what_is_kept(bench: Bench) -> None:
     strategy = Magnitude(keep_decision=0.5, lr=0.5, weight_decay=0.0)
-    learner = by_hand()
+    learner = by_hand(bench)
     sent = coded(next(strategy.round(strategy.init(learner, 0), learner, bench.links(HOOD))))
     assert sent.outbox.keys() == {0, 2}
     assert sent.outbox[0].tensors["values"].tolist() == [2.5, -2.5]
@@ -232,7 +198,7 @@ def test_what_is_sent_is_what_is_kept(bench: Bench) -> None:
 
 def test_a_lost_message_gives_its_weight_to_the_own_model(bench: Bench) -> None:
     strategy = Magnitude(keep_decision=0.5, lr=0.5, weight_decay=0.0)
-    learner = by_hand()
+    learner = by_hand(bench)
     state = strategy.init(learner, 0)
     state = a_round(bench, strategy, state, learner, {2: message([5.0, 9.0], 0b0101)})
     expected = [0.8 * 2.5 + 0.2 * 5, 0.0, 0.8 * -2.5 + 0.2 * 9, 0.8 * 2]
@@ -241,15 +207,15 @@ def test_a_lost_message_gives_its_weight_to_the_own_model(bench: Bench) -> None:
 
 def test_peers_keep_their_shares_in_turns_and_read_each_other(bench: Bench) -> None:
     strategy = Magnitude(keep_representation=(0.1, 0.5), keep_decision=(0.3, 0.6, 0.9))
-    learners = [springs(i) for i in range(4)]
+    learners = [springs(bench, i) for i in range(4)]
     states = lockstep(bench, strategy, learners, Ring(num_peers=4)(0))
     kept = [[int(learner.x[n].count_nonzero()) for n in ("body", "head")] for learner in learners]
     assert kept == [[3, 6], [15, 12], [3, 18], [15, 6]]
     assert strategy.report(states[1])["share/kept"] == 27 / 50
 
 
-def test_the_model_starts_with_the_largest_of_the_mean_share() -> None:
-    learner = springs()
+def test_the_model_starts_with_the_largest_of_the_mean_share(bench: Bench) -> None:
+    learner = springs(bench)
     start = clone(learner.x)
     state = Magnitude(keep_representation=(0.1, 0.5)).init(learner, 0)
     least = start["body"].abs().flatten().topk(9).values[-1]
@@ -260,7 +226,7 @@ def test_the_model_starts_with_the_largest_of_the_mean_share() -> None:
 
 
 def test_the_state_before_a_round_stays(bench: Bench) -> None:
-    strategy, learner = Magnitude(momentum=0.9), springs()
+    strategy, learner = Magnitude(momentum=0.9), springs(bench)
     state = strategy.init(learner, 0)
     before = clone(state.weights), clone(state.momenta)
     a_round(bench, strategy, state, learner, {})
@@ -278,7 +244,7 @@ def test_the_state_before_a_round_stays(bench: Bench) -> None:
     ],
 )
 def test_messages_that_make_no_sense_are_refused(bench: Bench, payload: Payload, why: str) -> None:
-    strategy, learner = Magnitude(keep_decision=0.5), by_hand()
+    strategy, learner = Magnitude(keep_decision=0.5), by_hand(bench)
     sent = coded(next(strategy.round(strategy.init(learner, 0), learner, bench.links(HOOD))))
     with pytest.raises(WireError, match=why):
         sent.read(0, payload)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -15,52 +14,24 @@ from p2p_dml.errors import ConfigError, WireError
 from p2p_dml.kernels.masks import pack, unpack
 from p2p_dml.strategies.mcepl import MCEPL, MCEPLState
 from p2p_dml.tables import build
-from p2p_dml.types import Coded, Inbox, Neighbourhood, Part, Payload, PeerId, Sent, Tensors
+from p2p_dml.types import Coded, Inbox, Neighbourhood, Payload, PeerId, Sent, Tensors
+
+if TYPE_CHECKING:
+    from tests.strategies.conftest import Bench, Toy
 
 SHAPES = {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,), "fc.weight": (5, 8), "fc.bias": (5,)}
 MASKED = ("conv.weight", "fc.weight")
 RING = {0: (1, 2), 1: (0, 2), 2: (0, 1)}
 
 
-def draw(seed: int) -> Tensors:
-    generator = torch.Generator().manual_seed(seed)
-    return {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in SHAPES.items()}
-
-
-@dataclass
-class Bowl:
+def bowl(bench: Bench, seed: int) -> Toy:
     """L(x) = sum h (x - t)^2 / 2 with t drawn from `seed`; all have the same first weights."""
+    t = bench.drawn(SHAPES, seed)
 
-    seed: int
-    round: int = 0
-    w: Tensors = field(default_factory=lambda: draw(0))
-
-    @property
-    def params(self) -> Tensors:
-        return dict(self.w)
-
-    @params.setter
-    def params(self, new: Mapping[str, Tensor]) -> None:
-        raise AssertionError("masks are put on in place")
-
-    @property
-    def parts(self) -> Mapping[str, Part]:
-        return {n: "decision" if n.startswith("fc") else "representation" for n in SHAPES}
-
-    def train(self) -> float:
-        raise AssertionError("the steps are the strategy's own")
-
-    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        t = draw(self.seed)
+    def slope(at: Mapping[str, Tensor]) -> Tensors:
         return {n: 0.01 * (1 + t[n].abs()) * (x - t[n]) for n, x in at.items()}
 
-
-@dataclass
-class FixedLinks:
-    now: Neighbourhood
-
-    def shared_bits(self, stream: int, count: int) -> Sequence[int]:
-        return [stream] * count
+    return bench.toy(bench.drawn(SHAPES, 0), slope)
 
 
 def hood(me: PeerId) -> Neighbourhood:
@@ -69,17 +40,17 @@ def hood(me: PeerId) -> Neighbourhood:
 
 
 def play(
-    strategy: MCEPL, rounds: int, lost: Sequence[tuple[PeerId, PeerId]] = ()
-) -> tuple[list[Bowl], list[MCEPLState], list[list[Sent]]]:
+    bench: Bench, strategy: MCEPL, rounds: int, lost: Sequence[tuple[PeerId, PeerId]] = ()
+) -> tuple[list[Toy], list[MCEPLState], list[list[Sent]]]:
     """Three peers that all hear each other, but for the links (receiver, sender) in `lost`."""
-    learners = [Bowl(seed=10 + i) for i in RING]
+    learners = [bowl(bench, 10 + i) for i in RING]
     states = [strategy.init(learner, seed=i) for i, learner in enumerate(learners)]
     log = []
     for round in range(1, rounds + 1):
         going = []
         for i, learner in enumerate(learners):
             learner.round = round
-            going.append(strategy.round(states[i], learner, FixedLinks(hood(i))))
+            going.append(strategy.round(states[i], learner, bench.links(hood(i))))
         sent = [next(each) for each in going]
         log.append(sent)
         for i, each in enumerate(going):
@@ -107,14 +78,14 @@ def top(x: Tensor, share: float) -> Tensor:
 
 
 def specification(
-    rounds: int, shares: Mapping[str, float], first: MCEPLState, **options: Any
+    bench: Bench, rounds: int, shares: Mapping[str, float], first: MCEPLState, **options: Any
 ) -> dict[str, Tensor]:
     """Scores after some rounds, [3, *shape], as section 1 and 6 of the specification have them."""
     lr, tune, decay = 10.0, options.get("fine_tune", 10.0), 5e-4
     lam, fused = options.get("regulariser", 0.001), options.get("fused", True)
     z = {n: torch.stack([first.scores[n]] * 3) for n in MASKED}
     mean = {n: torch.stack([first.fused[n]] * 3) for n in MASKED}
-    learners = [Bowl(seed=10 + i) for i in RING]
+    learners = [bowl(bench, 10 + i) for i in RING]
     others = (torch.ones(3, 3, dtype=torch.float64) - torch.eye(3, dtype=torch.float64)) / 2
 
     def absolute(n: str) -> Tensor:
@@ -128,7 +99,7 @@ def specification(
             w = first.weights[n]
             leaf = absolute(n).mul(z[n].sign()).requires_grad_()
             at = [{m: first.weights[m] * worn[m][i] for m in MASKED} for i in range(3)]
-            full = [{**draw(0), **a} for a in at]
+            full = [{**bench.drawn(SHAPES, 0), **a} for a in at]
             loss = torch.stack([learners[i].grad(full[i])[n] for i in range(3)])
             rows = leaf.reshape(3, leaf.shape[1], -1).norm(dim=2).sum() * lam
             (pull,) = torch.autograd.grad(rows, leaf)
@@ -162,74 +133,78 @@ KEEP = {"conv.weight": 0.3, "fc.weight": 0.9}
         {"coding": "entropy"},
     ],
 )
-def test_rounds_are_those_of_the_specification(options: dict[str, Any]) -> None:
+def test_rounds_are_those_of_the_specification(bench: Bench, options: dict[str, Any]) -> None:
     strategy = MCEPL(**options)
-    learners, states, _ = play(strategy, 6)
-    expected = specification(6, KEEP, strategy.init(Bowl(seed=10), 0), **options)
+    learners, states, _ = play(bench, strategy, 6)
+    expected = specification(bench, 6, KEEP, strategy.init(bowl(bench, 10), 0), **options)
     for i, (learner, state) in enumerate(zip(learners, states, strict=True)):
         for name in MASKED:
             torch.testing.assert_close(state.scores[name], expected[name][i], rtol=1e-9, atol=1e-12)
-            kept = round(KEEP[name] * learner.w[name].numel())
-            assert int(learner.w[name].count_nonzero()) == kept
-        assert torch.equal(learner.w["conv.bias"], draw(0)["conv.bias"])
-        assert torch.equal(learner.w["fc.bias"], draw(0)["fc.bias"])
+            kept = round(KEEP[name] * learner.x[name].numel())
+            assert int(learner.x[name].count_nonzero()) == kept
+        assert torch.equal(learner.x["conv.bias"], bench.drawn(SHAPES, 0)["conv.bias"])
+        assert torch.equal(learner.x["fc.bias"], bench.drawn(SHAPES, 0)["fc.bias"])
 
 
-def test_both_steps_together_are_one_that_is_larger_where_neighbours_keep_a_weight() -> None:
+def test_both_steps_together_are_one_that_is_larger_where_neighbours_keep_a_weight(
+    bench: Bench,
+) -> None:
     strategy = MCEPL(weight_decay=0.0, regulariser=0.0)
-    before = strategy.init(Bowl(seed=10), 0)
-    g = strategy._gradient(before, _worn(strategy, before))
-    _, states, _ = play(strategy, 1)
+    before = strategy.init(bowl(bench, 10), 0)
+    g = strategy._gradient(before, _worn(bench, strategy, before))
+    _, states, _ = play(bench, strategy, 1)
     for name in MASKED:
         change = states[0].scores[name] - before.scores[name]
         expected = -10 * (1 + states[0].fused[name]) * g[name]
         torch.testing.assert_close(change, expected, rtol=1e-12, atol=1e-14)
 
 
-def _worn(strategy: MCEPL, state: MCEPLState) -> Bowl:
+def _worn(bench: Bench, strategy: MCEPL, state: MCEPLState) -> Toy:
     """The learner of peer 0 with the masks that its first round begins with."""
-    learner = Bowl(seed=10)
+    learner = bowl(bench, 10)
     for name in MASKED:
         y = state.scores[name].abs() + state.scores[name].abs().mean() * state.fused[name]
-        learner.w[name].mul_(top(y[None], KEEP[name])[0])
+        learner.x[name].mul_(top(y[None], KEEP[name])[0])
     return learner
 
 
-def test_scores_and_first_masks_are_common_and_shares_are_the_peers_own() -> None:
+def test_scores_and_first_masks_are_common_and_shares_are_the_peers_own(bench: Bench) -> None:
     strategy = MCEPL(keep_representation=(0.1, 0.3, 0.5))
-    one, two = (strategy.init(Bowl(seed=i), seed=i) for i in (1, 2))
+    one, two = (strategy.init(bowl(bench, i), seed=i) for i in (1, 2))
     for name in MASKED:
         assert torch.equal(one.scores[name], two.scores[name])
         assert torch.equal(one.fused[name], two.fused[name])
         bound = 1 / math.sqrt(one.weights[name][0].numel())
         assert 0.8 * bound < float(one.scores[name].abs().max()) <= bound
-    learners, _, _ = play(strategy, 2)
-    kept = [int(learner.w["conv.weight"].count_nonzero()) for learner in learners]
+    learners, _, _ = play(bench, strategy, 2)
+    kept = [int(learner.x["conv.weight"].count_nonzero()) for learner in learners]
     assert kept == [7, 22, 36]  # of 72
-    assert all(int(learner.w["fc.weight"].count_nonzero()) == 36 for learner in learners)  # of 40
+    assert all(int(learner.x["fc.weight"].count_nonzero()) == 36 for learner in learners)  # of 40
 
 
-def test_a_budget_lowers_all_shares_of_a_peer_alike() -> None:
-    learners, _, _ = play(MCEPL(budget=(29, 1000, 1000)), 1)
+def test_a_budget_lowers_all_shares_of_a_peer_alike(bench: Bench) -> None:
+    learners, _, _ = play(bench, MCEPL(budget=(29, 1000, 1000)), 1)
     # 0.3 of 72 and 0.9 of 40 are 57.6 weights; peer 0 may keep half
-    kept = [[int(learner.w[n].count_nonzero()) for n in MASKED] for learner in learners]
+    kept = [[int(learner.x[n].count_nonzero()) for n in MASKED] for learner in learners]
     assert kept == [[11, 18], [22, 36], [22, 36]]
 
 
-def test_outputs_with_few_kept_weights_are_taken_out_but_not_from_what_is_sent() -> None:
-    learners, states, log = play(MCEPL(least_kept=6, coding="packed"), 1)
+def test_outputs_with_few_kept_weights_are_taken_out_but_not_from_what_is_sent(
+    bench: Bench,
+) -> None:
+    learners, states, log = play(bench, MCEPL(least_kept=6, coding="packed"), 1)
     for i, learner in enumerate(learners):
         bits = outbox(log[0][i])[RING[i][0]].tensors["mask"]
         sent, _ = unpack(bits, [SHAPES[name] for name in MASKED])
         assert int(sent.sum()) == 22
-        filters = learner.w["conv.weight"].flatten(1).count_nonzero(1)
+        filters = learner.x["conv.weight"].flatten(1).count_nonzero(1)
         assert all(n == 0 or n > 6 for n in filters.tolist())
     assert any(state.figures["share/empty outputs"] > 0 for state in states)
 
 
-def test_shuffled_neighbours_have_the_same_distribution_at_other_places() -> None:
-    plain = play(MCEPL(regulariser=0.0), 1)[1][0].fused
-    shuffled = play(MCEPL(regulariser=0.0, permuted=True), 1)[1][0].fused
+def test_shuffled_neighbours_have_the_same_distribution_at_other_places(bench: Bench) -> None:
+    plain = play(bench, MCEPL(regulariser=0.0), 1)[1][0].fused
+    shuffled = play(bench, MCEPL(regulariser=0.0, permuted=True), 1)[1][0].fused
     for name in MASKED:
         assert not torch.equal(plain[name], shuffled[name])
         assert torch.equal(
@@ -237,10 +212,10 @@ def test_shuffled_neighbours_have_the_same_distribution_at_other_places() -> Non
         )
 
 
-def test_a_peer_that_hears_nobody_keeps_the_mean_of_before() -> None:
+def test_a_peer_that_hears_nobody_keeps_the_mean_of_before(bench: Bench) -> None:
     lost = [(0, 1), (0, 2)]
-    first = MCEPL().init(Bowl(seed=10), 0).fused
-    _, states, _ = play(MCEPL(), 2, lost)
+    first = MCEPL().init(bowl(bench, 10), 0).fused
+    _, states, _ = play(bench, MCEPL(), 2, lost)
     assert all(torch.equal(states[0].fused[name], first[name]) for name in MASKED)
     assert not torch.equal(states[1].fused["fc.weight"], first["fc.weight"])
 
@@ -257,8 +232,8 @@ def test_a_peer_that_hears_nobody_keeps_the_mean_of_before() -> None:
         (lambda bits: bits.float(), "expected uint8"),
     ],
 )
-def test_a_malformed_mask_is_refused(change: Any, message: str) -> None:
-    _, _, log = play(MCEPL(coding="packed"), 1)
+def test_a_malformed_mask_is_refused(bench: Bench, change: Any, message: str) -> None:
+    _, _, log = play(bench, MCEPL(coding="packed"), 1)
     sent = log[0][0]
     assert isinstance(sent, Coded)
     good = outbox(log[0][1])[0]
@@ -267,9 +242,9 @@ def test_a_malformed_mask_is_refused(change: Any, message: str) -> None:
         sent.read(1, Payload({"mask": change(good.tensors["mask"])}, good.scalars))
 
 
-def test_masks_cost_a_bit_for_each_weight_and_less_when_they_hardly_change() -> None:
+def test_masks_cost_a_bit_for_each_weight_and_less_when_they_hardly_change(bench: Bench) -> None:
     strategy = MCEPL()
-    _, states, _ = play(strategy, 3)
+    _, states, _ = play(bench, strategy, 3)
     figures = strategy.report(states[0])
     assert figures["bytes/packed"] == 14
     assert figures["bytes/dense"] == 4 * 112

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,52 +12,13 @@ from p2p_dml.kernels.structure import kept_per_output
 from p2p_dml.strategies.mcepl import MCEPL
 from p2p_dml.strategies.supermask import Supermask, SupermaskState
 from p2p_dml.tensors import clone, tmap
-from p2p_dml.types import AnyStrategy, Inbox, Neighbourhood, Part, PeerId, Tensors
+from p2p_dml.types import AnyStrategy, Inbox, Neighbourhood, PeerId
 
 if TYPE_CHECKING:
-    from tests.strategies.conftest import Bench
+    from tests.strategies.conftest import Bench, Toy
 
 
-@dataclass
-class Springs:
-    """Every value is pulled to a target of its own: the gradient at x is x - target."""
-
-    x: Tensors
-    targets: Tensors
-    round: int = 1
-
-    @property
-    def params(self) -> Tensors:
-        return dict(self.x)
-
-    @params.setter
-    def params(self, new: Mapping[str, torch.Tensor]) -> None:
-        for name, x in new.items():
-            self.x[name].copy_(x)
-
-    @property
-    def parts(self) -> Mapping[str, Part]:
-        return {"body.weight": "representation", "body.bias": "representation", "head": "decision"}
-
-    def train(self) -> float:
-        raise AssertionError("masks are trained by gradients only")
-
-    def grad(self, at: Mapping[str, torch.Tensor]) -> Tensors:
-        return tmap(torch.sub, at, self.targets)
-
-
-def springs(seed: int = 0) -> Springs:
-    """60 body weights, 3 biases, 20 head weights; starts are the same for all seeds."""
-    shapes = {"body.weight": (3, 20), "body.bias": (3,), "head": (2, 10)}
-
-    def normal(seed: int) -> Tensors:
-        draws = torch.Generator().manual_seed(seed)
-        return {
-            name: torch.randn(shape, generator=draws, dtype=torch.float64)
-            for name, shape in shapes.items()
-        }
-
-    return Springs(normal(1000), normal(seed))
+SHAPES = {"body.weight": (3, 20), "body.bias": (3,), "head": (2, 10)}
 
 
 def alone(me: PeerId = 0) -> Neighbourhood:
@@ -66,7 +26,7 @@ def alone(me: PeerId = 0) -> Neighbourhood:
 
 
 def after(
-    bench: Bench, strategy: Supermask, learner: Springs, rounds: int = 1, me: PeerId = 0
+    bench: Bench, strategy: Supermask, learner: Toy, rounds: int = 1, me: PeerId = 0
 ) -> SupermaskState:
     """The state after some rounds."""
     state = strategy.init(learner, seed=5)
@@ -76,7 +36,7 @@ def after(
 
 
 def a_round(
-    bench: Bench, strategy: Supermask, state: SupermaskState, learner: Springs, me: PeerId = 0
+    bench: Bench, strategy: Supermask, state: SupermaskState, learner: Toy, me: PeerId = 0
 ) -> SupermaskState:
     with pytest.raises(StopIteration) as end:
         next(strategy.round(state, learner, bench.links(alone(me))))
@@ -89,7 +49,7 @@ def test_a_step_by_hand(bench: Bench) -> None:
     (w ⊙ m - 1) ⊙ w ⊙ sign z = [[-2, 2], [0.5, 12]], and half of the weights are kept."""
     w = torch.tensor([[2.0, -1.0], [0.5, 4.0]], dtype=torch.float64)
     z = torch.tensor([[0.1, 0.3], [-0.2, 0.4]], dtype=torch.float64)
-    learner = Springs({"head": w.clone()}, {"head": torch.ones_like(w)})
+    learner = bench.pulled({"head": w.clone()}, {"head": torch.ones_like(w)})
     strategy = Supermask(keep_decision=0.5, lr=0.1, weight_decay=0.5)
     state = replace(strategy.init(learner, 0), scores={"head": z})
     learner.params = {"head": torch.tensor([[0.0, -1.0], [0.0, 4.0]], dtype=torch.float64)}
@@ -103,7 +63,7 @@ def test_a_step_by_hand(bench: Bench) -> None:
 
 def test_momentum_is_torchs_on_the_scores(bench: Bench) -> None:
     strategy = Supermask(steps=2, lr=0.3, momentum=0.9, weight_decay=0.01)
-    learner, other = springs(), springs()
+    learner, other = bench.springs(SHAPES), bench.springs(SHAPES)
     state = strategy.init(learner, 0)
     z = {name: torch.nn.Parameter(each.clone()) for name, each in state.scores.items()}
     sgd = torch.optim.SGD(z.values(), lr=0.3, momentum=0.9, weight_decay=0.01)
@@ -111,10 +71,9 @@ def test_momentum_is_torchs_on_the_scores(bench: Bench) -> None:
     for _ in range(3):
         state = a_round(bench, strategy, state, learner)
         for _ in range(2):
-            worn = tmap(torch.mul, state.weights, masks)
+            slopes = other.grad(other.x | tmap(torch.mul, state.weights, masks))
             for name, each in z.items():
-                slope = (worn[name] - other.targets[name]) * state.weights[name]
-                each.grad = slope * each.detach().sign()
+                each.grad = slopes[name] * state.weights[name] * each.detach().sign()
             sgd.step()
             masks = {
                 name: each.detach().abs() >= each.detach().abs().flatten().topk(18).values[-1]
@@ -126,7 +85,7 @@ def test_momentum_is_torchs_on_the_scores(bench: Bench) -> None:
 
 def test_it_is_mcepl_without_neighbours(bench: Bench) -> None:
     theirs = MCEPL(fused=False, fine_tune=0.0, regulariser=0.0, least_kept=4, coding="packed")
-    learner, other = springs(), springs()
+    learner, other = bench.springs(SHAPES), bench.springs(SHAPES)
     state = theirs.init(other, 0)
     for round_ in (1, 2, 3):
         other.round = round_
@@ -143,15 +102,15 @@ def test_it_is_mcepl_without_neighbours(bench: Bench) -> None:
 def test_peers_keep_their_shares_in_turns(bench: Bench) -> None:
     strategy = Supermask(keep_representation=(0.1, 0.5), keep_decision=0.9)
     for me, expected in enumerate([(6, 18), (30, 18), (6, 18)]):
-        learner = springs()
+        learner = bench.springs(SHAPES)
         after(bench, strategy, learner, me=me)
         kept = (learner.x["body.weight"].count_nonzero(), learner.x["head"].count_nonzero())
         assert tuple(map(int, kept)) == expected
 
 
-def test_the_model_starts_with_the_mean_share_and_scores_are_drawn_alike() -> None:
+def test_the_model_starts_with_the_mean_share_and_scores_are_drawn_alike(bench: Bench) -> None:
     strategy = Supermask(keep_representation=(0.1, 0.5), keep_decision=1.0)
-    one, two = springs(1), springs(2)
+    one, two = bench.springs(SHAPES, 1), bench.springs(SHAPES, 2)
     states = strategy.init(one, seed=1), strategy.init(two, seed=2)
     assert int(one.x["body.weight"].count_nonzero()) == 18
     for name, z in states[0].scores.items():
@@ -160,7 +119,7 @@ def test_the_model_starts_with_the_mean_share_and_scores_are_drawn_alike() -> No
 
 
 def test_with_all_weights_kept_the_model_stays(bench: Bench) -> None:
-    learner = springs()
+    learner = bench.springs(SHAPES)
     start = clone(learner.params)
     after(bench, Supermask(keep_representation=1.0, keep_decision=1.0), learner, rounds=3)
     assert all(torch.equal(x, start[name]) for name, x in learner.x.items())
@@ -168,7 +127,7 @@ def test_with_all_weights_kept_the_model_stays(bench: Bench) -> None:
 
 def test_outputs_with_few_weights_are_taken_out_whole(bench: Bench) -> None:
     strategy = Supermask(keep_representation=0.2, keep_decision=0.5, least_kept=4)
-    learner = springs()
+    learner = bench.springs(SHAPES)
     state = after(bench, strategy, learner, rounds=2)
     counts = [kept_per_output(learner.x[name]) for name in ("body.weight", "head")]
     assert all(n == 0 or n > 4 for each in counts for n in each.tolist())
@@ -179,7 +138,7 @@ def test_outputs_with_few_weights_are_taken_out_whole(bench: Bench) -> None:
 
 
 def test_biases_and_the_state_before_stay(bench: Bench) -> None:
-    strategy, learner = Supermask(momentum=0.5), springs()
+    strategy, learner = Supermask(momentum=0.5), bench.springs(SHAPES)
     state = strategy.init(learner, 0)
     before = clone(state.scores), clone(state.momenta), clone(learner.params)
     a_round(bench, strategy, state, learner)

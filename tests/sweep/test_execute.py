@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import final
 
@@ -104,6 +105,17 @@ def test_cases_run_several_at_a_time(
     for case in cases:
         assert is_finished(tmp_path / "out", case)
         assert run_folder(tmp_path / "out", case).is_dir()
+
+
+def test_a_finished_case_says_on_which_device_it_was_computed(
+    cases: Sequence[Case], nursery: Nursery, tmp_path: Path
+) -> None:
+    def order_of(case: Case, path: Path) -> Order:
+        return replace(_order(case, path, WRITE), device="cuda:1")
+
+    execute(cases[:1], tmp_path / "out", 1, order_of, nursery, Diary())
+    mark = case_folder(tmp_path / "out", cases[0]) / "finished.json"
+    assert json.loads(mark.read_text(encoding="utf-8"))["device"] == "cuda:1"
 
 
 def test_a_failing_case_is_named_and_stops_no_other(
@@ -263,10 +275,12 @@ def _wait_until(holds: Callable[[], object]) -> None:
 def test_an_order_says_where_what_and_how(
     cases: Sequence[Case], tmp_path: Path, with_reports: bool
 ) -> None:
-    order = ordering("run", with_reports=with_reports)(cases[0], tmp_path / "case")
+    order_of = ordering("simulate", with_reports=with_reports, device="cuda:1")
+    order = order_of(cases[0], tmp_path / "case")
     assert order == Order(
         path=str(tmp_path / "case"),
         folder=str(tmp_path),
-        mode="run",
+        mode="simulate",
         with_report=with_reports,
+        device="cuda:1",
     )
