@@ -1,10 +1,10 @@
-# make install | demo | test | lint | bench; everything happens in .venv of this checkout.
+# make install | demo | test | test-torchrun | test-gpu | lint | bench; all in .venv of this checkout.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test lint unit bench clean
+.PHONY: install demo test test-torchrun test-gpu lint unit bench clean
 
 install: $(STAMP)
 
@@ -27,11 +27,19 @@ lint: install
 unit: install
 	$(BIN)/pytest
 
+test-torchrun: install
+	$(BIN)/pytest -m torchrun
+
+test-gpu: install
+	$(BIN)/pytest -m cuda
+	$(BIN)/python -m benchmarks.gpu --table
+
 bench: install
 	$(BIN)/python -m benchmarks.exchange
 	$(BIN)/python -m benchmarks.simulation
 	$(BIN)/python -m benchmarks.power_mean
 	$(BIN)/python -m benchmarks.masks
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 4 -m benchmarks.torchdist
 
 clean:
 	rm -rf $(VENV) build *.egg-info p2p_dml/kernels/*.so .mypy_cache .ruff_cache .pytest_cache

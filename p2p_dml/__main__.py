@@ -1,6 +1,12 @@
-"""`python -m p2p_dml` is the command `p2p-dml`."""
+"""`python -m p2p_dml` is the command `p2p-dml`; started by torchrun it is one peer of a run."""
 
-from p2p_dml.cli import main
+import os
+
+from p2p_dml.cli import main, rank_main
+from p2p_dml.launchers.ranks import ranks_of
 
 if __name__ == "__main__":
-    main()
+    ranks = ranks_of(os.environ)
+    if ranks is None:
+        main()
+    rank_main(ranks)

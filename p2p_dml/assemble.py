@@ -33,7 +33,7 @@ from p2p_dml.learners import (
 from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
 from p2p_dml.models import build_model, redraw
 from p2p_dml.pace import PACES, Asynchronous, Clock, Pace, Slowness, draw_stragglers
-from p2p_dml.peer import LOOKAHEAD, LocalLearner, PeerLoop, Plan
+from p2p_dml.peer import LOOKAHEAD, Keep, LocalLearner, PeerLoop, Plan
 from p2p_dml.strategies import STRATEGIES
 from p2p_dml.types import (
     AnyStrategy,
@@ -240,6 +240,7 @@ def loop_of(
     on_event: Callable[[Event], None],
     memory: Callable[[], tuple[float, float]] | None = None,
     clock: Clock | None = None,
+    keep: Keep | None = None,
 ) -> PeerLoop:
     """The rounds of peer `me`, with checkpoints going to the run folder; `clock`: None = wall."""
     config, strategy = shared.config, shared.strategy
@@ -268,6 +269,7 @@ def loop_of(
         plan,
         on_event=on_event,
         save=save_state,
+        keep=keep,
         memory=memory,
         clock=clock,
     )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -18,6 +20,7 @@ from p2p_dml.errors import ExitCode, P2PError, StorageError
 
 if TYPE_CHECKING:
     from p2p_dml.config import RunConfig
+    from p2p_dml.launchers.ranks import Ranks
 
 app = typer.Typer(
     help="Peer-to-peer training without a server, over links that come and go.",
@@ -27,6 +30,7 @@ app = typer.Typer(
 )
 topology_app = typer.Typer(help="Link schedules.", no_args_is_help=True)
 data_app = typer.Typer(help="Data sets.", no_args_is_help=True)
+rank_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(topology_app, name="topology")
 app.add_typer(data_app, name="data")
 
@@ -53,6 +57,23 @@ def main() -> NoReturn:
         sys.exit(error.exit_code)
     except _Interrupted:
         sys.exit(ExitCode.STOPPED)
+    sys.exit(ExitCode.DONE)
+
+
+def rank_main(ranks: Ranks) -> NoReturn:
+    """`torchrun … -m p2p_dml FILE.toml`: run the peer of this rank; its documented exit code."""
+    from p2p_dml.launchers.stopping import Stopping
+
+    stopping = Stopping()
+    with stopping.listening():  # before torch is imported: another rank may have died by then
+        try:
+            rank_app(obj=(ranks, stopping))
+        except SystemExit as end:
+            if not isinstance(end.code, int) or end.code == ExitCode.DONE:
+                raise
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)  # what is left of a broken group may block a usual exit
     sys.exit(ExitCode.DONE)
 
 
@@ -128,6 +149,43 @@ def simulate(
     raise typer.Exit(outcome.exit_code)
 
 
+@rank_app.command()
+def _rank(
+    context: typer.Context,
+    file: RunFile,
+    set_: Override = None,
+    out: Out = None,
+    quiet: Quiet = False,
+    transport: Annotated[
+        str | None, typer.Option(help="auto, torchdist or zeromq; short for transport.kind")
+    ] = None,
+) -> None:
+    """Run the peer of this rank; torchrun has started one for each peer."""
+    from p2p_dml import config
+    from p2p_dml.launchers import torchrun
+
+    ranks, stopping = context.obj
+    console = Console()
+    overrides = [*(set_ or []), *([f"transport.kind={transport}"] if transport else [])]
+    with ExitStack() as views:
+
+        def watch(settings: RunConfig, folder: Path, started: float) -> Callable[[], None]:
+            return views.enter_context(_Watch(settings, console, quiet)).begin(folder, started)
+
+        def conclude(folder: Path) -> None:
+            views.close()
+            _conclude(folder, console)
+
+        voice = torchrun.Voice(
+            say=lambda line: None if quiet else console.print(line, soft_wrap=True, markup=False),
+            complain=_complain,
+            watch=watch,
+            conclude=conclude,
+        )
+        code = torchrun.run(lambda: config.load(file, overrides), out, ranks, stopping, voice)
+    raise typer.Exit(code)
+
+
 @app.command()
 def sweep(
     file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="the sweep file")],
@@ -147,6 +205,9 @@ def sweep(
     reports: Annotated[
         bool, typer.Option("--reports", help="give each case a report page and pictures")
     ] = False,
+    device: Annotated[
+        str, typer.Option(help="where simulations compute: cpu, cuda, cuda:1, …")
+    ] = "cpu",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="check and list the cases")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -160,7 +221,9 @@ def sweep(
     if dry_run:
         print(sweeps.listing(plan, folder))
         return
-    outcome = sweeps.run(plan, folder, jobs, console, quiet=quiet, with_reports=reports)
+    outcome = sweeps.run(
+        plan, folder, jobs, console, quiet=quiet, with_reports=reports, device=device
+    )
     print(outcome.tables)
     console.print(f"sweep: {folder / 'tables.md'}", soft_wrap=True)
     if outcome.verdict:

@@ -32,7 +32,17 @@ class _Section(BaseModel):
 class TransportConfig(_Section):
     """How messages travel."""
 
-    kind: Literal["zeromq"] = Field("zeromq", description="the transport")
+    kind: Literal["auto", "zeromq", "torchdist"] = Field(
+        "auto",
+        description="the transport; auto: zeromq, under torchrun torchdist where it can be "
+        "(synchronous rounds, a GPU per rank or none at all)",
+    )
+    backend: Literal["auto", "gloo", "nccl"] = Field(
+        "auto", description="torchdist: gloo, or nccl if every rank has a GPU of its own"
+    )
+    debug: bool = Field(
+        False, description="torchdist: before each exchange compare who sends to whom, slowly"
+    )
     scheme: Literal["ipc", "tcp"] = Field(
         "ipc",
         description="local runs: Unix sockets (ipc) or loopback TCP, ports chosen by the system",

@@ -6,6 +6,7 @@
     ├── IsolationError          4   too few live neighbours for too long
     ├── TrainingError           1   the local training went wrong (NaN loss, user function raised)
     ├── StorageError            1   the run folder cannot be written
+    ├── TransportError          6   a peer of a group that fails together was lost or out of step
     └── WireError               -   a message breaks the format; never leaves the transport
 
 Exit code 0 is success and 5 a run stopped by a signal after its checkpoint. The launcher's exit
@@ -27,6 +28,7 @@ class ExitCode(IntEnum):
     STARTUP = 3
     ISOLATED = 4
     STOPPED = 5
+    BROKEN = 6
 
 
 WORST_FIRST = (
@@ -34,6 +36,7 @@ WORST_FIRST = (
     ExitCode.CONFIG,
     ExitCode.STARTUP,
     ExitCode.ISOLATED,
+    ExitCode.BROKEN,
     ExitCode.STOPPED,
     ExitCode.DONE,
 )
@@ -69,6 +72,20 @@ class TrainingError(P2PError):
 
 class StorageError(P2PError):
     """The run folder cannot be written (disk full, read-only, permission)."""
+
+
+class TransportError(P2PError):
+    """A group of peers that fails together is broken; `peer` is whom this peer blames, if any.
+
+    `is_late`: it did not answer in time, and may only be slow.
+    """
+
+    exit_code = ExitCode.BROKEN
+
+    def __init__(self, why: str, peer: int | None = None, *, is_late: bool = False) -> None:
+        super().__init__(why)
+        self.peer = peer
+        self.is_late = is_late
 
 
 class WireError(P2PError):

@@ -38,7 +38,6 @@ from p2p_dml.types import (
     Mail,
     Need,
     Neighbourhood,
-    Outbox,
     Part,
     Payload,
     PeerId,
@@ -82,6 +81,9 @@ class LocalLearner(Learner, Protocol):
 Save = Callable[[int, Tensors, object], str]
 """(round, learner state, strategy state) -> file written, relative to the run folder."""
 
+Keep = Callable[[int, Tensors, object], None]
+"""The same of every complete round, at once; the learner's state is a copy."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
@@ -104,10 +106,14 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """What the loop asks its driver to do: send `outbox`, then collect `tag` from `senders`."""
+    """What the loop asks its driver to do: send, then collect `tag` from `senders`.
+
+    `receivers` are those whom the schedule lets hear this peer.
+    """
 
     tag: Tag
-    outbox: Outbox
+    sent: Sent
+    receivers: tuple[PeerId, ...]
     senders: tuple[PeerId, ...]
     upcoming: frozenset[PeerId]
 
@@ -187,6 +193,7 @@ class PeerLoop:
         *,
         on_event: Callable[[Event], None],
         save: Save,
+        keep: Keep | None = None,
         memory: Callable[[], tuple[float, float]] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -200,6 +207,7 @@ class PeerLoop:
         self._plan = plan
         self._on_event = on_event
         self._save = save
+        self._keep = keep
         self._memory = memory
         self._tally = _Tally()
         self._isolated_rounds = 0
@@ -231,6 +239,8 @@ class PeerLoop:
             self._tally = _Tally()
             self._learner.seek(round_)
             state = yield from self._round(state)
+            if self._keep:
+                self._keep(round_, self._learner.state(), state)
             yield None
             stopping = self._stop  # read once: a signal may come between here and the end
             last = round_ == self._plan.rounds or stopping or self._is_over(begin)
@@ -255,12 +265,12 @@ class PeerLoop:
         sent, state = self._advance(steps, None)
         self._pause()
         while sent is not None:
-            outbox = sent.outbox if isinstance(sent, Coded) else sent
             tag, hood = self._walk.tag, self._walk.now
             upcoming = (
                 self.neighbours(self.round + LOOKAHEAD, 1) if tag.exchange == 0 else frozenset()
             )
-            delivery = yield Exchange(tag, outbox, tuple(hood.in_weights), upcoming)
+            receivers, senders = tuple(hood.out_weights), tuple(hood.in_weights)
+            delivery = yield Exchange(tag, sent, receivers, senders, upcoming)
             assert delivery is not None
             inbox = self._inbox(hood, sent, delivery)
             self._walk.advance()

@@ -45,7 +45,7 @@ def lockstep(
                 continue
             waiting.append(i)
             if step is not None:
-                exchanges[i] = step, transports[i].post(step.tag, step.outbox)
+                exchanges[i] = step, transports[i].post(step.tag, step.sent)
         posted = {i: clocks[i].now() for i in exchanges} if clocks else {}
         for i, (exchange, bytes_out) in exchanges.items():
             mail = transports[i].collect(exchange.tag, exchange.senders, 0.0)
@@ -71,7 +71,7 @@ def free_running(
     agenda = _Agenda(loops, clocks)
     while due := agenda.due():
         exchanges = {i: exchange for i, exchange in due.items() if exchange is not None}
-        sent = {i: transports[i].post(each.tag, each.outbox) for i, each in exchanges.items()}
+        sent = {i: transports[i].post(each.tag, each.sent) for i, each in exchanges.items()}
         for i, exchange in due.items():
             delivery = None
             if exchange is not None:

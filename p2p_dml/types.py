@@ -56,6 +56,11 @@ class Coded:
 Sent = Outbox | Coded
 
 
+def outbox_of(sent: Sent) -> Outbox:
+    """What goes to whom, however it is to be read."""
+    return sent.outbox if isinstance(sent, Coded) else sent
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Tag:
     """The place of an exchange in the run: rounds count from 1, exchanges of a round from 0."""
@@ -304,10 +309,11 @@ class Transport(Protocol):
         """Announce neighbours of coming rounds, so that connections are ready in time."""
         ...
 
-    def post(self, tag: Tag, outbox: Outbox) -> int:
+    def post(self, tag: Tag, sent: Sent) -> int:
         """Send without ever blocking; returns payload bytes sent.
 
-        A snapshot is taken: the tensors may be mutated once this returns.
+        A snapshot is taken: the tensors may be mutated once this returns. A transport that is not
+        elastic may begin to send in `collect`, and wants a payload for each of the receivers.
         """
         ...
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from p2p_dml.errors import WireError
-from p2p_dml.types import Payload, PeerId, Tag
+from p2p_dml.types import Payload, PeerId, Tag, Tensors
 
 Buffer = bytes | bytearray | memoryview
 
@@ -189,22 +189,28 @@ def decode(data: Buffer, block: Buffer, max_block_bytes: int) -> tuple[Header, P
         raise WireError(f"block is {raw.size} bytes, header says {header.block_bytes}")
     if raw.ctypes.data % 8 or not raw.flags.writeable:
         raw = raw.copy()  # small messages share a receive buffer and may lie at odd addresses
-    flat = torch.from_numpy(raw)
-    tensors = {slot.name: _read(slot, flat) for slot in header.slots}
-    return header, Payload(tensors, header.scalars)
+    return header, Payload(read_block(header.slots, torch.from_numpy(raw)), header.scalars)
+
+
+def read_block(slots: Sequence[Slot], block: Tensor) -> Tensors:
+    """The tensors of a block, uint8 [>= block size], by name: views of it, on its device.
+
+    Only bool tensors are copies. Raises WireError if their padding bits are set.
+    """
+    return {slot.name: _read(slot, block) for slot in slots}
 
 
 def _read(slot: Slot, flat: Tensor) -> Tensor:
     if slot.begin == slot.end:  # torch cannot view no bytes as another dtype
-        return torch.empty(slot.shape, dtype=DTYPES[slot.dtype])
+        return torch.empty(slot.shape, dtype=DTYPES[slot.dtype], device=flat.device)
     place = flat[slot.begin : slot.end]
     if slot.dtype != "bit":
         return place.view(DTYPES[slot.dtype]).view(slot.shape)
     numel = math.prod(slot.shape)
-    bits = np.unpackbits(place.numpy(), bitorder="little")
+    bits = np.unpackbits(place.cpu().numpy(), bitorder="little")
     if bits[numel:].any():
         raise WireError(f"tensor {slot.name!r}: padding bits are set")
-    return torch.from_numpy(bits[:numel].astype(np.bool_)).view(slot.shape)
+    return torch.from_numpy(bits[:numel].astype(np.bool_)).view(slot.shape).to(flat.device)
 
 
 def _num_bytes(dtype: str, numel: int) -> int:

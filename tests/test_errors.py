@@ -16,6 +16,7 @@ from p2p_dml.errors import WORST_FIRST, ExitCode, P2PError
         (errors.IsolationError, 4),
         (errors.TrainingError, 1),
         (errors.StorageError, 1),
+        (errors.TransportError, 6),
         (errors.WireError, 1),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from p2p_dml import cli, report, sweep
@@ -138,12 +140,26 @@ def test_on_processes_a_module_beside_the_file_is_found(tmp_path: Path) -> None:
 def test_what_is_finished_is_not_run_again(done: tuple[Path, Result]) -> None:
     out, _ = done
     marks = sorted(out.glob("cases/*/finished.json"))
+    assert {json.loads(mark.read_text(encoding="utf-8"))["device"] for mark in marks} == {"cpu"}
     before = [mark.stat().st_mtime_ns for mark in marks]
     text = (out / "sweep.csv").read_bytes()
     result = _call(str(out.parent / "sweep.toml"), "--out", str(out))
     assert result.exit_code == ExitCode.DONE
     assert [mark.stat().st_mtime_ns for mark in marks] == before
     assert (len(marks), (out / "sweep.csv").read_bytes()) == (4, text)
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [("run", "--device cuda:99: is for simulations"), ("simulate", "--device cuda:99: .*; expec")],
+)
+def test_a_device_that_cannot_be_used_is_refused_before_anything_is_written(
+    tmp_path: Path, mode: str, why: str
+) -> None:
+    plan = sweep.read(Path(_write(tmp_path, {**TABLES, "mode": mode})))
+    with pytest.raises(ConfigError, match=why):
+        sweep.run(plan, tmp_path / "out", 1, Console(), quiet=True, device="cuda:99")
+    assert not (tmp_path / "out").exists()
 
 
 def test_dry_run_lists_and_writes_nothing(done: tuple[Path, Result], tmp_path: Path) -> None:

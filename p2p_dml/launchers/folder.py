@@ -42,16 +42,18 @@ def create(
     started: float,
     *,
     is_virtual: bool = False,
+    program: str = "p2p-dml",
 ) -> None:
     """Write `run.toml` and `run.json`; StorageError, and no new folder left, if it cannot.
 
-    `is_virtual`: the times of all events are those of virtual clocks.
+    `is_virtual`: the times of all events are those of virtual clocks. `program`: what the user
+    called, before the arguments.
     """
     facts = {
         "name": shared.config.name,
         "digest": shared.digest(model).hex(),
         "version": __version__,
-        "command": shlex.join(["p2p-dml", *sys.argv[1:]]),
+        "command": f"{program} {shlex.join(sys.argv[1:])}",
         "mode": mode,
         "pace": shared.config.pace["name"],
         "stragglers": sorted(shared.stragglers),

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,16 +16,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from p2p_dml import data
-from p2p_dml.assemble import Blueprint, blueprint, check_all, load_data
+from p2p_dml.assemble import blueprint, check_all, load_data
 from p2p_dml.config import RunConfig
-from p2p_dml.errors import WORST_FIRST, ExitCode, StorageError
+from p2p_dml.errors import WORST_FIRST, ExitCode
 from p2p_dml.launchers import folder
 from p2p_dml.launchers.process import on_stop_signals
 from p2p_dml.launchers.rendezvous import Desk
-from p2p_dml.launchers.single import Assignment
+from p2p_dml.launchers.scratch import lay_out, temporary_folder
+from p2p_dml.launchers.single import Assignment, check_transport
 from p2p_dml.types import PeerId
 
 STOP_GRACE_S = 60.0
@@ -91,12 +88,13 @@ def run(
     StartupError if peers do not come up.
     """
     started = time.time()
+    check_transport(config)
     path = folder.choose(out, config)
-    with _scratch() as scratch, _nursery(config.threads) as nursery:
+    with temporary_folder() as scratch, _nursery(config.threads) as nursery:
         shared = blueprint(config, *load_data(config))
         model = check_all(shared)
         folder.create(path, shared, model, "run", started)
-        _lay_out(shared, scratch)
+        lay_out(shared.dataset, shared.shards, scratch)
         desk = Desk(scratch / "desk.sock", config.peers)
         nursery.begin(config.peers, _assignment(config, path, scratch))
         update = watch(path, started)
@@ -120,16 +118,6 @@ def run(
 def _assignment(config: RunConfig, path: Path, scratch: Path) -> dict[str, Any]:
     everyone = Assignment(str(path.resolve()), str(scratch), str(config.folder.resolve()), me=0)
     return {key: value for key, value in asdict(everyone).items() if key != "me"}
-
-
-def _lay_out(shared: Blueprint, scratch: Path) -> None:
-    """Put data set and shards where every peer maps them, once for all."""
-    if shared.dataset is None:
-        return
-    data.share(shared.dataset, scratch / "data")
-    with folder.storage(scratch):
-        for peer, shard in shared.shards.items():
-            np.save(scratch / f"shard-{peer}.npy", shard, allow_pickle=False)
 
 
 def _errors(scratch: Path, peers: Iterable[PeerId]) -> dict[PeerId, str]:
@@ -228,15 +216,3 @@ def _nursery(threads: int) -> Iterator[_Nursery]:
             process.kill()
             process.wait()
         process.stdout.close()
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder in memory, if there is one, for data set and sockets; removed at the end."""
-    memory = Path("/dev/shm")
-    place = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
-    try:
-        with tempfile.TemporaryDirectory(prefix="p2p-", dir=place) as name:
-            yield Path(name)
-    except OSError as error:
-        raise StorageError(f"cannot use a temporary folder: {error}") from error

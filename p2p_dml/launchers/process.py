@@ -36,7 +36,7 @@ def fork(act: Callable[[], int], log: Path, *, own_group: bool = False) -> int:
 def _be_child(act: Callable[[], int], log: Path, own_group: bool) -> NoReturn:
     code = int(ExitCode.FAILED)
     try:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal_with_parent(signal.SIGKILL)
         if own_group:
             os.setpgid(0, 0)
         _redirect(log)
@@ -47,6 +47,11 @@ def _be_child(act: Callable[[], int], log: Path, own_group: bool) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def signal_with_parent(number: signal.Signals) -> None:
+    """Have the kernel send this process a signal when its parent dies."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
 
 
 def _redirect(log: Path) -> None:

@@ -10,7 +10,6 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -29,13 +28,17 @@ from p2p_dml.launchers.process import (
     release_freed_memory,
 )
 from p2p_dml.launchers.rendezvous import register
+from p2p_dml.launchers.scratch import laid_out
+from p2p_dml.launchers.stopping import StoppedEarly
 from p2p_dml.learners import FunctionLearner, SupervisedLearner
 from p2p_dml.peer import PeerLoop
 from p2p_dml.tensors import num_bytes, num_elements
+from p2p_dml.transports.at_home import at_home
 from p2p_dml.transports.zeromq import Limits, ZeroMQTransport
 from p2p_dml.types import Need, PeerId
 
 AnyLearner = SupervisedLearner | FunctionLearner
+CPU = torch.device("cpu")
 Introduce = Callable[[str], Mapping[PeerId, str]]
 """Own endpoint -> everybody's address."""
 
@@ -58,12 +61,6 @@ class Assignment:
     me: PeerId
 
 
-class _Stopped(P2PError):
-    """A signal came before the first round."""
-
-    exit_code = ExitCode.STOPPED
-
-
 def run_assignment(task: Assignment) -> ExitCode:
     """Run one peer of a local run. An error is left in the shared folder for the launcher too.
 
@@ -72,15 +69,13 @@ def run_assignment(task: Assignment) -> ExitCode:
     shared, run = Path(task.shared), Path(task.run)
     try:
         config = run_files.load(run / "run.toml", folder=Path(task.folder))
-        dataset = data.open_shared(shared / "data") if (shared / "data").exists() else None
-        shard = {task.me: np.load(shared / f"shard-{task.me}.npy")} if dataset is not None else {}
-        parts = blueprint(config, dataset, shard)
+        parts = laid_out(config, shared, task.me)
         is_ipc = config.transport.scheme == "ipc"
         bind = f"ipc://{shared}/{task.me}.sock" if is_ipc else "tcp://127.0.0.1:*"
         learner = learner_of(parts, parts.model(), task.me)
         return run_peer(parts, learner, task.me, run, bind, _desk(shared, task.me))
     except Exception as error:
-        (shared / f"{task.me}.error").write_text(_in_words(error), encoding="utf-8")
+        (shared / f"{task.me}.error").write_text(in_words(error), encoding="utf-8")
         if isinstance(error, P2PError):
             return error.exit_code
         raise
@@ -144,6 +139,7 @@ def _check_id(config: RunConfig, me: PeerId) -> None:
 
 def _meet_and_run(parts: Blueprint, learner: AnyLearner, me: PeerId, out: Path) -> ExitCode:
     """Bind the address that the run file gives this peer and run."""
+    check_transport(parts.config)
     book, started = addresses(parts.config), time.time()
 
     def introduce(endpoint: str) -> Mapping[PeerId, str]:
@@ -152,6 +148,16 @@ def _meet_and_run(parts: Blueprint, learner: AnyLearner, me: PeerId, out: Path) 
         return book
 
     return run_peer(parts, learner, me, out, book[me], introduce)
+
+
+def check_transport(config: RunConfig) -> None:
+    """Raise ConfigError if the run wants a transport that only ranks of torchrun have."""
+    if config.transport.kind == "torchdist":
+        raise ConfigError(
+            "transport.kind: torchdist connects ranks that torchrun starts; use `torchrun "
+            f"--nproc-per-node {config.peers} -m p2p_dml FILE.toml`, or set "
+            'transport.kind = "auto" or "zeromq"'
+        )
 
 
 def addresses(config: RunConfig) -> dict[PeerId, str]:
@@ -177,8 +183,16 @@ def run_peer(
     run: Path,
     bind: str,
     introduce: Introduce,
+    *,
+    home: torch.device = CPU,
+    on_round: Callable[[], None] = lambda: None,
+    patient: bool = False,
 ) -> ExitCode:
-    """Bind, meet the neighbours, run all rounds, take leave; every ending is in the event log."""
+    """Bind, meet the neighbours, run all rounds, take leave; every ending is in the event log.
+
+    `home`: where received tensors are wanted. `on_round` is called after each round. `patient`: a
+    second signal does not kill.
+    """
     if num_bytes(learner.params) >= LARGE_MODEL_BYTES:
         keep_freed_memory()
     torch.set_num_threads(parts.config.threads)
@@ -191,9 +205,14 @@ def run_peer(
         # The log opens after the bind: a second peer with this id fails before it writes a line.
         with closing(EventLog(event_file(run, me), me)) as log:
             transport.on_event = log.write
-            log.write(_started(parts, learner, me, incarnation, transport.endpoint))
+            log.write(started_event(parts, learner, me, incarnation, transport.endpoint))
             loop = loop_of(parts, learner, me, digest, run, log.write, memory_mb)
-            return _live(loop, transport, log, introduce, parts.config.transport.straggler_s)
+            straggler_s = parts.config.transport.straggler_s
+
+            def rounds() -> ExitCode:
+                return drive(loop, at_home(transport, home), straggler_s, on_round)
+
+            return _live(loop, transport, log, introduce, rounds, patient=patient)
     finally:
         transport.close()
 
@@ -203,33 +222,36 @@ def _live(
     transport: ZeroMQTransport,
     log: EventLog,
     introduce: Introduce,
-    straggler_s: float,
+    rounds: Callable[[], ExitCode],
+    *,
+    patient: bool,
 ) -> ExitCode:
-    """Meet the neighbours, run the loop, take leave; the last line of the log says how it ended."""
+    """Meet the neighbours, run the rounds, take leave; the log's last line says how it ended."""
     begin, has_met = time.monotonic(), False
 
     def stop() -> None:
         if not has_met:
-            raise _Stopped("stopped by a signal before the first round")
+            raise StoppedEarly("stopped by a signal before the first round")
         loop.stop()
 
     try:
-        with on_stop_signals(stop):
+        with on_stop_signals(stop, each=patient):
             transport.open(introduce(transport.endpoint), loop.neighbours(1))
             log.write(Joined(time.monotonic() - begin))
             has_met = True
             release_freed_memory()
-            code = drive(loop, transport, straggler_s)
+            code = rounds()
             transport.close()
         log.write(Finished(loop.round, code))
         return code
     except Exception as error:
         with suppress(StorageError):  # the disk may be what failed
-            log.write(Finished(loop.round, exit_code_of(error), _in_words(error)))
+            log.write(Finished(loop.round, exit_code_of(error), in_words(error)))
         raise
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
+    """The message of an error, for the log and the launcher."""
     if isinstance(error, P2PError):
         return str(error)
     return f"bug, please report it with the log: {type(error).__name__}: {error}"
@@ -250,9 +272,10 @@ def limits_of(parts: Blueprint) -> Limits:
     return replace(limits, resend=limits.queue_messages if is_every else 1)
 
 
-def _started(
+def started_event(
     parts: Blueprint, learner: AnyLearner, me: PeerId, incarnation: int, endpoint: str
 ) -> Started:
+    """The first line of a peer's log."""
     counts = data.class_counts(parts.dataset, parts.shards[me]) if parts.dataset else []
     parameters = num_elements(learner.params)
     return Started(os.getpid(), incarnation, endpoint, parameters, learner.num_samples, counts)

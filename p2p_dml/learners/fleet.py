@@ -89,8 +89,8 @@ class Fleet:
             for row in range(len(shards))
         ]
         self._num_trained = [0] * len(shards)
-        self._losses: Ahead[list[float]] = Ahead()
-        self._first_grads: Ahead[Tensors] = Ahead()
+        self._losses_ahead: Ahead[list[float]] = Ahead()
+        self._grads_ahead: Ahead[Tensors] = Ahead()
         self._tested: dict[int, tuple[int, Metrics]] = {}
         self._tested_round = -1
 
@@ -122,10 +122,10 @@ class Fleet:
         `as_it_began`: the row is still what it was when the round began, and so the others may be.
         """
         own = slice(row, row + 1)
-        if as_it_began and self._losses.round != round_:
-            self._losses.round, rows = round_, self._all_rows
-            self._losses.keep(rows, round_, self._versions(rows), self._compute(rows, round_))
-        losses = self._losses.take(row, round_, self.version(row))
+        if as_it_began and self._losses_ahead.round != round_:
+            self._losses_ahead.round, rows = round_, self._all_rows
+            self._losses_ahead.keep(rows, round_, self._versions(rows), self._compute(rows, round_))
+        losses = self._losses_ahead.take(row, round_, self.version(row))
         if losses is None:
             (losses,) = self._compute(own, round_)
         self._now.rows(own).copy_(self._later.rows(own))
@@ -146,15 +146,15 @@ class Fleet:
 
     def first_grad(self, row: int, round_: int) -> Tensors:
         """Gradient of a row, unchanged since its round began, on the first batch of the round."""
-        if self._first_grads.round != round_:
-            self._first_grads.round, rows = round_, self._all_rows
+        if self._grads_ahead.round != round_:
+            self._grads_ahead.round, rows = round_, self._all_rows
             found = [
                 grads
                 for group in self._groups(rows, self._training.batch_size)
                 for grads in self._grads_of_rows(group, round_)
             ]
-            self._first_grads.keep(rows, round_, self._versions(rows), found)
-        own = self._first_grads.take(row, round_, self.version(row))
+            self._grads_ahead.keep(rows, round_, self._versions(rows), found)
+        own = self._grads_ahead.take(row, round_, self.version(row))
         return self._grads_of_rows(slice(row, row + 1), round_)[0] if own is None else own
 
     def evaluate(self, row: int, round_: int) -> Metrics:

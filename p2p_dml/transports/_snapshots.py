@@ -2,7 +2,8 @@
 
 Sending live tensors without a copy tears them while training goes on; fresh memory for every send
 costs more than the copy (first-touch page faults). So payloads are copied into a few kept buffers,
-each free again once libzmq has let go of it.
+each free again once libzmq has let go of it. Tensors of a GPU go to pinned memory, into which it
+copies by itself.
 """
 
 from __future__ import annotations
@@ -33,18 +34,20 @@ class Snapshots:
         if num_bytes < ZERO_COPY_FROM:
             write_block(payload.tensors, slots, self._scratch)
             return zmq.Frame(self._scratch[:num_bytes].numpy().data, copy=True)
-        buffer = self._free_buffer(num_bytes)
+        is_on_gpu = any(x.is_cuda for x in payload.tensors.values())
+        buffer = self._free_buffer(num_bytes, pinned=is_on_gpu)
         write_block(payload.tensors, slots, buffer)
         frame = zmq.Frame(buffer[:num_bytes].numpy().data, copy=False, track=True)
         assert frame.tracker is not None
         self._pool.append((buffer, frame.tracker))
         return frame
 
-    def _free_buffer(self, num_bytes: int) -> Tensor:
+    def _free_buffer(self, num_bytes: int, *, pinned: bool) -> Tensor:
         for place, (buffer, tracker) in enumerate(self._pool):
             if tracker.done:
                 del self._pool[place]
-                if buffer.numel() >= num_bytes:
+                if buffer.numel() >= num_bytes and buffer.is_pinned() == pinned:
                     return buffer
                 break
-        return torch.zeros(num_bytes, dtype=torch.uint8)  # gaps between tensors are sent too
+        # Zeros: gaps between tensors are sent too.
+        return torch.zeros(num_bytes, dtype=torch.uint8, pin_memory=pinned)

@@ -13,7 +13,7 @@ from typing import final
 
 from p2p_dml.mailbox import TaggedMailbox
 from p2p_dml.tensors import clone
-from p2p_dml.types import Mail, Mailbox, Message, Outbox, Payload, PeerId, Tag
+from p2p_dml.types import Mail, Mailbox, Message, Payload, PeerId, Sent, Tag, outbox_of
 from p2p_dml.wire import slots_of
 
 Drop = Callable[[Tag, PeerId, PeerId], bool]
@@ -57,18 +57,18 @@ class MemoryTransport:
     def expect(self, neighbours: Iterable[PeerId]) -> None:
         """Nothing to prepare."""
 
-    def post(self, tag: Tag, outbox: Outbox) -> int:
+    def post(self, tag: Tag, sent: Sent) -> int:
         copies: dict[int, tuple[Message, int]] = {}
-        sent = 0
-        for peer, payload in outbox.items():
+        bytes_out = 0
+        for peer, payload in outbox_of(sent).items():
             if id(payload) not in copies:
                 slots = slots_of(payload.tensors)
                 copy = Payload(clone(payload.tensors), dict(payload.scalars))
                 copies[id(payload)] = Message(self.me, tag, copy), slots[-1].end if slots else 0
             message, num_bytes = copies[id(payload)]
             self._hub.deliver(message, peer, num_bytes)
-            sent += num_bytes
-        return sent
+            bytes_out += num_bytes
+        return bytes_out
 
     def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
         """Take what is there; `deadline_s` is not used, since nothing can come later."""

@@ -27,7 +27,7 @@ from p2p_dml.transports._addresses import peer_on, resolve
 from p2p_dml.transports._outgoing import Outgoing
 from p2p_dml.transports._snapshots import Snapshots
 from p2p_dml.transports._sockets import Frames, receive, router
-from p2p_dml.types import Mail, Mailbox, Message, Outbox, Payload, PeerId, Tag
+from p2p_dml.types import Mail, Mailbox, Message, Payload, PeerId, Sent, Tag, outbox_of
 from p2p_dml.wire import Header, Kind
 
 _DRAIN_S = 0.001
@@ -157,12 +157,12 @@ class ZeroMQTransport:
 
     # ---- the exchange ---------------------------------------------------------------------
 
-    def post(self, tag: Tag, outbox: Outbox) -> int:
+    def post(self, tag: Tag, sent: Sent) -> int:
         """Send without blocking; a receiver that is gone or has a full queue is skipped."""
         self._tag = tag
         frames: dict[int, tuple[bytes, zmq.Frame, int]] = {}
-        sent = 0
-        for peer, payload in outbox.items():
+        bytes_out = 0
+        for peer, payload in outbox_of(sent).items():
             if id(payload) not in frames:
                 slots = wire.slots_of(payload.tensors)
                 header = self._header(Kind.ROUND, tag, scalars=payload.scalars, slots=slots)
@@ -170,8 +170,8 @@ class ZeroMQTransport:
                 frames[id(payload)] = (wire.encode_header(header), block, header.block_bytes)
             data, block, num_bytes = frames[id(payload)]
             if self._post_to(peer, data, block):
-                sent += num_bytes
-        return sent
+                bytes_out += num_bytes
+        return bytes_out
 
     def _post_to(self, peer: PeerId, header: bytes, block: zmq.Frame) -> bool:
         """Send, or keep until there is a connection or, if so wanted, room; False if dropped."""

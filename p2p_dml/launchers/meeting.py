@@ -1,0 +1,149 @@
+"""What the ranks of a run tell each other outside of rounds, through the store of torchrun.
+
+The store is a table of texts that torchrun's agent of the first host keeps; it outlives every rank.
+Each rank tells a `topic` once. All waiting is done in Python, where a signal can end it. Wherever
+the store does not answer, TransportError is raised.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from datetime import timedelta
+from typing import TypeVar, final
+
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from p2p_dml.errors import StartupError, TransportError
+from p2p_dml.launchers.endings import Ending, decode_ending
+from p2p_dml.launchers.ranks import Ranks
+from p2p_dml.types import PeerId
+
+_T = TypeVar("_T")
+
+_POLL_S = 0.03
+_ANSWER_S = 10.0
+"""The store answers at once, or is gone with its host."""
+
+
+def meet(ranks: Ranks, timeout_s: float) -> Meeting:
+    """Find the store that torchrun names in the environment; StartupError if it does not answer."""
+    try:
+        found = rendezvous("env://", timeout=timedelta(seconds=timeout_s))
+        store, _, _ = next(found)
+    except (RuntimeError, ValueError) as error:
+        raise StartupError(
+            f"peer {ranks.rank}: cannot reach torchrun's store (MASTER_ADDR, MASTER_PORT): {error}"
+        ) from error
+    store.set_timeout(timedelta(seconds=_ANSWER_S))
+    return Meeting(store, ranks)
+
+
+@final
+class Meeting:
+    """One rank's view of the store."""
+
+    def __init__(self, store: Store, ranks: Ranks) -> None:
+        self.store = store
+        self._ranks = ranks
+        self._peers = range(ranks.size)
+
+    def tell(self, topic: str, text: str) -> None:
+        """Say something as this peer."""
+        self._ask(lambda: self.store.set(f"{topic}/{self._ranks.rank}", text))
+        self._ask(lambda: self.store.add(f"{topic}/count", 1))
+
+    def count(self, topic: str) -> int:
+        """How many have told."""
+        return int(self._ask(lambda: self.store.add(f"{topic}/count", 0)))
+
+    def heard(self, topic: str, peer: PeerId) -> str | None:
+        """What a peer told, if it has."""
+        key = f"{topic}/{peer}"
+        is_there = self._ask(lambda: self.store.check([key]))
+        return self._ask(lambda: self.store.get(key)).decode() if is_there else None
+
+    def everything(self, topic: str) -> dict[PeerId, str]:
+        """What was told so far, by peer."""
+        told = {peer: self.heard(topic, peer) for peer in self._peers}
+        return {peer: text for peer, text in told.items() if text is not None}
+
+    def is_first(self, what: str) -> bool:
+        """True at the first rank that asks for `what`."""
+        return int(self._ask(lambda: self.store.add(f"first/{what}", 1))) == 1
+
+    def agree(self, what: str, proposal: str) -> str:
+        """The first proposal for `what` that any rank made."""
+        key = f"agreed/{what}"
+        return self._ask(lambda: self.store.compare_set(key, "", proposal)).decode()
+
+    def _ask(self, act: Callable[[], _T]) -> _T:
+        try:
+            return act()
+        except RuntimeError as error:
+            raise TransportError(f"torchrun's store does not answer: {error}") from error
+
+    def listen(
+        self, topic: str, teller: PeerId, timeout_s: float, check: Callable[[], None]
+    ) -> str:
+        """Wait for what one peer tells; `check` may raise meanwhile.
+
+        Raises TransportError if that peer ends first, StartupError after `timeout_s`.
+        """
+        return self._wait(lambda: self.heard(topic, teller), {teller}, topic, timeout_s, check)
+
+    def gather(
+        self,
+        topic: str,
+        timeout_s: float,
+        check: Callable[[], None],
+        tellers: Collection[PeerId] | None = None,
+    ) -> dict[PeerId, str]:
+        """Wait until all `tellers` (all peers if None), and nobody else, have told.
+
+        Errors are those of `listen`, naming who is missing.
+        """
+        awaited = {*self._peers} if tellers is None else {*tellers}
+
+        def complete() -> dict[PeerId, str] | None:
+            return self.everything(topic) if self.count(topic) == len(awaited) else None
+
+        return self._wait(complete, awaited, topic, timeout_s, check)
+
+    def _wait(
+        self,
+        ready: Callable[[], _T | None],
+        tellers: set[PeerId],
+        topic: str,
+        timeout_s: float,
+        check: Callable[[], None],
+    ) -> _T:
+        deadline = time.monotonic() + timeout_s
+        while (found := ready()) is None:
+            check()
+            if self.count("ending"):
+                self._check_endings(tellers, topic)
+            if time.monotonic() > deadline:
+                missing = sorted(tellers - self.everything(topic).keys())
+                raise StartupError(f"peers {missing} did not start within {timeout_s:g} s")
+            time.sleep(_POLL_S)
+        return found
+
+    def _check_endings(self, tellers: set[PeerId], topic: str) -> None:
+        for peer in sorted(tellers & self.endings().keys()):
+            if self.heard(topic, peer) is None:
+                raise TransportError(f"peer {peer} has ended", peer)
+
+    def endings(self) -> dict[PeerId, Ending]:
+        """The last words that were said so far, by peer."""
+        return {p: decode_ending(text) for p, text in self.everything("ending").items()}
+
+    def last_words(self, is_over: Callable[[float], bool]) -> dict[PeerId, Ending]:
+        """Wait for the last words of all, until `is_over` of the seconds since the last news."""
+        count, news = self.count("ending"), time.monotonic()
+        while count < len(self._peers) and not is_over(time.monotonic() - news):
+            time.sleep(_POLL_S)
+            if (now := self.count("ending")) > count:
+                count, news = now, time.monotonic()
+        return self.endings()

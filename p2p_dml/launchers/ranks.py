@@ -1,0 +1,96 @@
+"""Where this process stands among those that torchrun started, and which transport suits them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, final
+
+from p2p_dml.errors import ConfigError
+
+if TYPE_CHECKING:  # every start of the command imports this module
+    from p2p_dml.config import TransportConfig
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun sets for each of its processes, and all of which must be there."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranks:
+    """This process among all (`rank` of `size`) and among those of its host.
+
+    `node`: which host; `master`: host and port of torchrun's store.
+    """
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+    node: int = 0
+    master: tuple[str, int] = ("127.0.0.1", 0)
+
+    @property
+    def is_one_host(self) -> bool:
+        """Whether all ranks are on this host."""
+        return self.local_size == self.size
+
+
+def ranks_of(environment: Mapping[str, str]) -> Ranks | None:
+    """What torchrun says in the environment of its processes; None if nothing is said."""
+    if any(name not in environment for name in _VARIABLES):
+        return None
+    numbers = [int(environment[name]) for name in _VARIABLES[:4]]
+    return Ranks(
+        rank=numbers[0],
+        size=numbers[1],
+        local_rank=numbers[2],
+        local_size=numbers[3],
+        node=int(environment.get("GROUP_RANK", 0)),
+        master=(environment["MASTER_ADDR"], int(environment["MASTER_PORT"])),
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """A transport, its backend (torchdist only), and why: the end of a sentence."""
+
+    transport: Literal["torchdist", "zeromq"]
+    backend: Literal["gloo", "nccl"] | None = None
+    why: str
+
+    @property
+    def name(self) -> str:
+        return f"torch.distributed ({self.backend})" if self.backend else "ZeroMQ"
+
+
+def choose(wanted: TransportConfig, ranks: Ranks, num_gpus: int, obstacle: str | None) -> Choice:
+    """The transport for these ranks on a host of `num_gpus` GPUs.
+
+    `obstacle`: why torchdist cannot be used, if it cannot. Raises ConfigError if what is `wanted`
+    cannot be had.
+    """
+    if wanted.kind == "zeromq":
+        return Choice(transport="zeromq", why="transport.kind says so")
+    if obstacle is not None:
+        if wanted.kind == "auto":
+            return Choice(transport="zeromq", why=obstacle)
+        raise ConfigError(
+            f"transport.kind: torchdist cannot be used, because {obstacle}; "
+            'set transport.kind = "auto" or "zeromq"'
+        )
+    if wanted.backend == "gloo":
+        return Choice(transport="torchdist", backend="gloo", why="transport.backend says so")
+    if num_gpus == 0 and wanted.backend == "auto":
+        return Choice(transport="torchdist", backend="gloo", why="there is no CUDA device")
+    if ranks.local_size <= num_gpus:
+        why = f"{ranks.local_size} ranks here and {num_gpus} GPUs"
+        return Choice(transport="torchdist", backend="nccl", why=why)
+    crowd = f"{ranks.local_size} ranks here share {num_gpus} GPUs, and NCCL wants one for each"
+    if wanted.kind == "auto" and wanted.backend == "auto":
+        return Choice(transport="zeromq", why=crowd)
+    raise ConfigError(
+        f"transport.backend: {crowd}; start fewer ranks per host, or set "
+        'transport.backend = "gloo" or transport.kind = "zeromq"'
+    )

@@ -1,0 +1,48 @@
+"""One copy of data set and shards for all processes of a machine, in memory where there is room."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from p2p_dml import data
+from p2p_dml.assemble import Blueprint, Shards, blueprint
+from p2p_dml.config import RunConfig
+from p2p_dml.data import Dataset
+from p2p_dml.errors import StorageError
+from p2p_dml.launchers import folder
+from p2p_dml.types import PeerId
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder in memory, if there is one; removed at the end."""
+    memory = Path("/dev/shm")
+    place = memory if memory.is_dir() and os.access(memory, os.W_OK) else None
+    try:
+        with tempfile.TemporaryDirectory(prefix="p2p-", dir=place) as name:
+            yield Path(name)
+    except OSError as error:
+        raise StorageError(f"cannot use a temporary folder: {error}") from error
+
+
+def lay_out(dataset: Dataset | None, shards: Shards, path: Path) -> None:
+    """Put data set and shards where every peer maps them, once for all."""
+    if dataset is None:
+        return
+    data.share(dataset, path / "data")
+    with folder.storage(path):
+        for peer, shard in shards.items():
+            np.save(path / f"shard-{peer}.npy", shard, allow_pickle=False)
+
+
+def laid_out(config: RunConfig, path: Path, me: PeerId) -> Blueprint:
+    """What `lay_out` left, with the shard of peer `me` alone."""
+    dataset = data.open_shared(path / "data") if (path / "data").exists() else None
+    shard = {me: np.load(path / f"shard-{me}.npy")} if dataset is not None else {}
+    return blueprint(config, dataset, shard)

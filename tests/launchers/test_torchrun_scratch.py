@@ -1,0 +1,41 @@
+"""Data laid out once for all processes of a machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from p2p_dml import config
+from p2p_dml.assemble import load_data
+from p2p_dml.launchers.scratch import laid_out, lay_out, temporary_folder
+
+RUN = {"peers": 3, "rounds": 1, "strategy": "dpsgd", "links": "ring"}
+
+
+def test_every_peer_finds_the_set_and_its_own_shard(tmp_path: Path) -> None:
+    run = config.parse(RUN, Path())
+    dataset, shards = load_data(run)
+    assert dataset is not None
+    lay_out(dataset, shards, tmp_path)
+    for peer, shard in shards.items():
+        parts = laid_out(run, tmp_path, peer)
+        assert parts.dataset is not None
+        assert np.array_equal(parts.dataset.train_x, dataset.train_x)
+        assert list(parts.shards) == [peer]
+        assert np.array_equal(parts.shards[peer], shard)
+
+
+def test_a_training_of_ones_own_has_nothing_to_lay_out(tmp_path: Path) -> None:
+    lay_out(None, {}, tmp_path)
+    assert not any(tmp_path.iterdir())
+    parts = laid_out(config.parse(RUN, Path()), tmp_path, 0)
+    assert (parts.dataset, parts.shards) == (None, {})
+
+
+def test_the_folder_is_gone_at_the_end_whatever_happens() -> None:
+    with pytest.raises(KeyError), temporary_folder() as folder:
+        (folder / "file").write_text("x")
+        raise KeyError
+    assert not folder.exists()
