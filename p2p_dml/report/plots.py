@@ -140,8 +140,13 @@ def accuracy(
     """
     figure = new_figure()
     axes = dress(figure.subplots(), _X_LABELS[over], tested)
+    is_log = over == "bytes" and _are_decades_apart(curves)
     for index, (label, curve) in enumerate(curves.items()):
         x = _positions(curve, over)
+        if is_log:  # what was before the first byte has no place there
+            x = np.where(x > 0, x, np.nan)
+            if not np.isfinite(x).any():
+                continue
         if len(curves) == 1:
             axes.fill_between(
                 x, curve.accuracy_min, curve.accuracy_max, color=colour(index), alpha=0.12, lw=0
@@ -156,7 +161,7 @@ def accuracy(
         )
         _line(axes, index, label, x, curve.accuracy_mean)
     axes.yaxis.set_major_formatter(AS_PERCENT)
-    _format_x(axes, over, curves)
+    _format_x(axes, over, is_log=is_log)
     if len(curves) > 1:
         add_legend(axes, len(curves))
     return figure
@@ -327,14 +332,18 @@ def _line(axes: Axes, index: int, label: str, x: Floats | Ints, y: Floats) -> No
     )  # fmt: skip
 
 
-def _format_x(axes: Axes, over: Over, curves: Mapping[str, Curve | Timeline]) -> None:
+def _are_decades_apart(curves: Mapping[str, Curve | Timeline]) -> bool:
+    """Whether bytes differ so much that the least would be pressed against the axis."""
+    ends = [_positions(curve, "bytes")[-1] for curve in curves.values() if len(curve.seconds)]
+    positive = [end for end in ends if end > 0]
+    return len(positive) > 1 and max(positive) > 10 * min(positive)
+
+
+def _format_x(axes: Axes, over: Over, *, is_log: bool) -> None:
     if over == "rounds":
         whole_numbers(axes.xaxis)
         return
-    ends = [_positions(curve, over)[-1] for curve in curves.values() if len(curve.seconds)]
-    positive = [end for end in ends if end > 0]
-    # Budgets a decade apart would press the small one against the axis.
-    if over == "bytes" and len(positive) > 1 and max(positive) > 10 * min(positive):
+    if is_log:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(AS_BYTES if over == "bytes" else AS_SECONDS)

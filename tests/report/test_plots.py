@@ -92,6 +92,15 @@ def test_budgets_a_decade_apart_get_a_logarithmic_axis(other: list[int], scale: 
     assert figure.axes[0].get_xscale() == scale
 
 
+def test_a_logarithmic_axis_has_no_place_for_what_was_before_the_first_byte() -> None:
+    curves = {"a": curve_of([0, 10]), "b": curve_of([0, 2000]), "silent": curve_of([0, 0])}
+    figure = plots.accuracy(curves, "bytes")
+    drawn = {label: x for label, (x, _) in lines(figure).items()}
+    assert drawn.keys() == {"a", "b"}
+    assert np.isnan(drawn["a"][0])
+    assert drawn["a"][1] == 10
+
+
 def test_a_distance_of_zero_is_left_out_of_the_logarithmic_axis() -> None:
     zero, figure = curve_of([1, 2]), plots.consensus({"a": curve_of([1, 2])})
     assert not (zero.consensus_distance > 0).any()
