@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from torch import Tensor
+from torch import nn
 
 from p2p_dml.drive import drive
 from p2p_dml.errors import ConfigError, ExitCode
 from p2p_dml.kernels.mixing import metropolis
+from p2p_dml.learners import FunctionLearner
 from p2p_dml.links import Walk
 from p2p_dml.peer import PeerLoop, Plan
 from p2p_dml.strategies import DPSGD
@@ -24,7 +25,6 @@ from p2p_dml.types import (
     Links,
     Mail,
     Need,
-    Part,
     Payload,
     PeerId,
     Sent,
@@ -36,49 +36,14 @@ from p2p_dml.types import (
 COMPLETE = Graph(((1, 2), (0, 2), (0, 1)))
 
 
-@dataclass(frozen=True)
-class Score:
-    """No metrics."""
-
-    accuracy: float | None = None
-    loss: float | None = None
-
-
-@dataclass
-class Counting:
+def counting() -> FunctionLearner:
     """A learner whose parameter counts its trainings."""
 
-    round: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    x: Tensor = field(default_factory=lambda: torch.zeros(1))
-
-    @property
-    def params(self) -> Tensors:
-        return {"x": self.x}
-
-    @params.setter
-    def params(self, new: Mapping[str, Tensor]) -> None:
-        self.x.copy_(new["x"])
-
-    @property
-    def parts(self) -> Mapping[str, Part]:
-        return {"x": "decision"}
-
-    def seek(self, round: int) -> None:
-        self.round = round
-
-    def train(self) -> float:
-        self.x.add_(1)
+    def train(module: nn.Module, round: int) -> float:
+        next(module.parameters()).data.add_(1)
         return 0.0
 
-    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        raise NotImplementedError
-
-    def evaluate(self) -> Score:
-        return Score()
-
-    def state(self) -> Tensors:
-        return {"x": self.x.clone()}
+    return FunctionLearner(nn.ParameterDict({"x": torch.zeros(1)}), train, peer=0)
 
 
 @dataclass
@@ -131,12 +96,12 @@ Kept = list[tuple[int, float]]
 def _loop(strategy: AnyStrategy, kept: Kept | None = None) -> PeerLoop:
     def keep(round_: int, model: Tensors, state: object) -> None:
         if kept is not None:
-            kept.append((round_, model["x"].item()))
+            kept.append((round_, model["model/x"].item()))
 
     return PeerLoop(
         0,
         strategy,
-        Counting(),
+        counting(),
         Walk(lambda tick: COMPLETE, metropolis, 0, 0, strategy.exchanges),
         Plan(rounds=3, seed=0),
         on_event=lambda event: None,

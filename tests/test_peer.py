@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
+from torch import nn
 
 from p2p_dml.errors import ExitCode, IsolationError, WireError
 from p2p_dml.events import Event, Isolated, Rejected, RoundDone
 from p2p_dml.kernels.mixing import metropolis
+from p2p_dml.learners import FunctionLearner
 from p2p_dml.links import Walk
 from p2p_dml.pace import Slowness, VirtualClock
 from p2p_dml.peer import Delivery, PeerLoop, Plan
@@ -25,59 +26,10 @@ from p2p_dml.types import (
     Links,
     Mail,
     Need,
-    Part,
     Payload,
     PeerId,
     Sent,
-    Tensors,
 )
-
-
-@dataclass(frozen=True)
-class Score:
-    """No metrics."""
-
-    accuracy: float | None = None
-    loss: float | None = None
-
-
-@dataclass
-class Timed:
-    """A learner whose training takes `work_s` of its clock."""
-
-    clock: VirtualClock
-    work_s: float = 0.0
-    round: int = 0
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    x: Tensor = field(default_factory=lambda: torch.zeros(1))
-
-    @property
-    def params(self) -> Tensors:
-        return {"x": self.x}
-
-    @params.setter
-    def params(self, new: Mapping[str, Tensor]) -> None:
-        self.x.copy_(new["x"])
-
-    @property
-    def parts(self) -> Mapping[str, Part]:
-        return {"x": "decision"}
-
-    def seek(self, round: int) -> None:
-        self.round = round
-
-    def train(self) -> float:
-        self.clock.sleep(self.work_s)
-        return 0.0
-
-    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        raise NotImplementedError
-
-    def evaluate(self) -> Score:
-        return Score()
-
-    def state(self) -> Tensors:
-        return self.params
 
 
 class Driven:
@@ -90,7 +42,12 @@ class Driven:
         self.clock = VirtualClock()
         complete = Graph(((1, 2), (0, 2), (0, 1)))
         chosen = strategy or DPSGD()
-        self.learner = Timed(self.clock, work_s)
+
+        def train(module: nn.Module, round: int) -> float:
+            self.clock.sleep(work_s)
+            return 0.0
+
+        self.learner = FunctionLearner(nn.ParameterDict({"x": torch.zeros(1)}), train, peer=0)
         self.loop = PeerLoop(
             0,
             chosen,
@@ -160,9 +117,9 @@ def test_an_isolated_round_is_local_but_for_messages_that_must_be_counted() -> N
     for driven in (mixing, pushing):
         assert driven.run(mail(1)) is ExitCode.DONE
         assert driven.count(Isolated) == 1
-    assert mixing.learner.x.item() == 0.0
+    assert mixing.learner.params["x"].item() == 0.0
     # w = 1/3 kept + 1 heard, x = 0 + 1: z = 1 / (4/3).
-    assert pushing.learner.x.item() == pytest.approx(0.75)
+    assert pushing.learner.params["x"].item() == pytest.approx(0.75)
 
 
 @pytest.mark.parametrize(("duration_s", "rounds"), [(0.5, 1), (2.0, 1), (2.1, 2), (100.0, 5)])
@@ -213,7 +170,7 @@ def test_a_coded_message_is_read_as_the_strategy_says_and_missing_if_it_cannot_b
     driven = Driven(Plan(rounds=1, seed=0), Signed())
     given = {j: Payload({"signed": torch.tensor([x])}) for j, x in ((1, 3.0), (2, -5.0))}
     assert driven.run(Mail(given)) is ExitCode.DONE
-    assert driven.learner.x.item() == 3.0
+    assert driven.learner.params["x"].item() == 3.0
     refused = [event for event in driven.events if isinstance(event, Rejected)]
     assert [(each.sender, each.why) for each in refused] == [(2, "below 0 from 2")]
     assert [e.missing for e in driven.events if isinstance(e, RoundDone)] == [[2]]

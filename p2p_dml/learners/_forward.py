@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch._dynamo.exc import BackendCompilerFailed
 
 from p2p_dml.errors import ConfigError
 from p2p_dml.learners._training import Training
@@ -42,6 +41,8 @@ def compiled(forward: Forward, training: Training) -> Forward:
     """
     if not training.compile:
         return forward
+    from torch._dynamo.exc import BackendCompilerFailed  # a second to import, for who compiles
+
     program: Forward = torch.compile(forward)
 
     def run(*args: object) -> Tensor:

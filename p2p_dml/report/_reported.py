@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Mapping
-
 import numpy as np
 
+from p2p_dml.report._csv import csv_of
 from p2p_dml.report._values import Floats, Ints, Run
 
 
-def measure_reported(run: Run) -> tuple[Ints, Mapping[str, Floats]]:
-    """Rounds [r], and by name the mean [r] over the peers that reported the figure in a round."""
+def reported_csv(run: Run) -> str:
+    """The text of `reported.csv`: by round the mean of each figure over those that reported it."""
     rounds = np.unique(np.concatenate([peer.rounds.round for peer in run.peers]))
     names = dict.fromkeys(name for peer in run.peers for name in peer.rounds.reported)
-    return rounds, {name: _mean(run, rounds, name) for name in names}
-
-
-def reported_csv(run: Run) -> str:
-    """The text of `reported.csv`, a row per round; unknown figures are empty."""
-    rounds, means = measure_reported(run)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["round", *means])
-    for place, number in enumerate(rounds.tolist()):
-        row = [float(column[place]) for column in means.values()]
-        writer.writerow([number, *(f"{x:.8g}" if np.isfinite(x) else "" for x in row)])
-    return text.getvalue()
+    return csv_of({"round": rounds, **{name: _mean(run, rounds, name) for name in names}})
 
 
 def _mean(run: Run, rounds: Ints, name: str) -> Floats:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +13,7 @@ import numpy as np
 from p2p_dml.errors import WORST_FIRST, ExitCode
 from p2p_dml.events import PHASES
 from p2p_dml.kernels.sketch import consensus_distance, decode
+from p2p_dml.report._csv import csv_of
 from p2p_dml.report._timeline import measure_timeline
 from p2p_dml.report._values import (
     Curve,
@@ -121,19 +120,7 @@ def summary_json(summary: Summary) -> str:
 
 def curve_csv(curve: Curve | Timeline) -> str:
     """The text of `curve.csv` or `timeline.csv`, a row per entry; unknown figures are empty."""
-    names = [field.name for field in dataclasses.fields(curve)]
-    columns = [[_cell(x) for x in getattr(curve, name).tolist()] for name in names]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(zip(*columns, strict=True))
-    return text.getvalue()
-
-
-def _cell(value: float) -> str:
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.8g}" if math.isfinite(value) else ""
+    return csv_of({field.name: getattr(curve, field.name) for field in dataclasses.fields(curve)})
 
 
 def _table(run: Run, rounds: Ints, pick: Callable[[PeerRecord], Floats]) -> Floats:
