@@ -32,10 +32,11 @@ class _Section(BaseModel):
 class TransportConfig(_Section):
     """How messages travel."""
 
-    kind: Literal["auto", "zeromq", "torchdist"] = Field(
+    kind: Literal["auto", "zeromq", "torchdist", "hybrid"] = Field(
         "auto",
         description="the transport; auto: zeromq, under torchrun torchdist where it can be "
-        "(synchronous rounds, a GPU per rank or none at all)",
+        "(synchronous rounds, a GPU per rank or none at all); hybrid: torchdist within a host, "
+        "zeromq between hosts",
     )
     backend: Literal["auto", "gloo", "nccl"] = Field(
         "auto", description="torchdist: gloo, or nccl if every rank has a GPU of its own"

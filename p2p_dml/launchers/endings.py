@@ -7,7 +7,7 @@ peer blames has often only failed in turn. Who is blamed and said nothing was th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Literal, final
 
@@ -57,11 +57,11 @@ class Cause:
         return f"peer {self.peer} was lost {when}: {what}"
 
 
-def cause_of(me: PeerId, endings: Mapping[PeerId, Ending], num_peers: int) -> Cause | None:
+def cause_of(me: PeerId, endings: Mapping[PeerId, Ending], peers: Iterable[PeerId]) -> Cause | None:
     """Who ended the run of peer `me`, from the `endings` of those that said anything, its own too.
 
-    First along the chain of blame; if that leads nowhere, any peer that failed, then any of whom
-    nothing was heard. None: nobody, so either all is well or only a link broke.
+    First along the chain of blame; if that leads nowhere, any peer that failed, then any of `peers`
+    of whom nothing was heard. None: nobody, so either all is well or only a link broke.
     """
     seen, last = {me}, endings[me]
     while last.blames is not None and last.blames not in seen:
@@ -73,7 +73,7 @@ def cause_of(me: PeerId, endings: Mapping[PeerId, Ending], num_peers: int) -> Ca
     for peer in failed:
         if peer != me and endings[peer].how == "failed":
             return Cause(peer=peer, round=endings[peer].round, why=endings[peer].why)
-    silent = [peer for peer in range(num_peers) if peer not in endings]
+    silent = [peer for peer in peers if peer not in endings]
     return _lost(silent[0], endings, endings[me]) if silent else None
 
 
@@ -99,9 +99,9 @@ class Judgement:
     is_said: bool = False
 
 
-def judge(me: PeerId, endings: Mapping[PeerId, Ending], num_peers: int) -> Judgement:
-    """What all last words mean for peer `me`, whose own are among them and not "failed"."""
-    own, cause = endings[me], cause_of(me, endings, num_peers)
+def judge(me: PeerId, endings: Mapping[PeerId, Ending], peers: Iterable[PeerId]) -> Judgement:
+    """What the last words of `peers` mean for peer `me`, whose own are among them, not "failed"."""
+    own, cause = endings[me], cause_of(me, endings, peers)
     if cause is not None:
         broken = ExitCode.BROKEN if own.round else ExitCode.STARTUP
         code = ExitCode.DONE if own.how == "done" else broken

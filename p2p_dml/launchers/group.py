@@ -1,12 +1,13 @@
 """One peer's rounds in a group of torch.distributed, whose peers end together.
 
 Whatever ends them, the state after the last complete round is saved, and the reason is found in
-the last words of all.
+the last words of all. The group is that of all peers, or, with ZeroMQ between hosts, of one host.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -29,7 +30,14 @@ from p2p_dml.launchers.endings import Ending, judge
 from p2p_dml.launchers.meeting import Meeting
 from p2p_dml.launchers.process import keep_freed_memory, memory_mb, release_freed_memory
 from p2p_dml.launchers.ranks import Choice
-from p2p_dml.launchers.single import LARGE_MODEL_BYTES, AnyLearner, in_words, started_event
+from p2p_dml.launchers.single import (
+    LARGE_MODEL_BYTES,
+    AnyLearner,
+    Introduce,
+    in_words,
+    limits_of,
+    started_event,
+)
 from p2p_dml.launchers.stopping import (
     GRACE_S,
     LAST_WORDS_S,
@@ -38,8 +46,11 @@ from p2p_dml.launchers.stopping import (
 )
 from p2p_dml.peer import PeerLoop
 from p2p_dml.tensors import clone, num_bytes
+from p2p_dml.transports.at_home import at_home
+from p2p_dml.transports.hybrid import HybridTransport
 from p2p_dml.transports.torchdist import Group, TorchDistTransport
-from p2p_dml.types import PeerId, Tensors
+from p2p_dml.transports.zeromq import ZeroMQTransport
+from p2p_dml.types import PeerId, Tensors, Transport
 
 _CONNECT_S = 20.0
 """How long connecting may take at least; all ranks are there by then."""
@@ -51,12 +62,19 @@ _MORE_ROUNDS = 2
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seat:
-    """What a rank has prepared before it meets the others."""
+    """What a rank has prepared before it meets the others.
+
+    `group`: the peers with which it ends. `bind` and `introduce`: where ZeroMQ listens, and how
+    addresses are exchanged.
+    """
 
     parts: Blueprint
     learner: AnyLearner
     me: PeerId
     choice: Choice
+    group: range
+    bind: str
+    introduce: Introduce
     device: torch.device
     run: Path
 
@@ -119,6 +137,7 @@ class _Member:
         self._digest = seat.parts.digest(seat.learner.module)
         self._last = LastRound()
         self._is_whole = False  # until all rounds are over and saved
+        self._transport: Transport | None = None
 
     def run(self, on_round: Callable[[], None]) -> Result:
         seat = self._seat
@@ -140,6 +159,8 @@ class _Member:
             error = found
             ending = Ending(how="failed", round=loop.round, why=in_words(found))
         result = self._conclude(ending, error)
+        if self._transport is not None:
+            self._transport.close()
         with suppress(StorageError):  # the disk may be what failed
             is_fine = result.code in (ExitCode.DONE, ExitCode.STOPPED)
             self._log.write(Finished(loop.round, result.code, None if is_fine else result.why))
@@ -155,7 +176,7 @@ class _Member:
 
         begin, straggler_s = time.monotonic(), self._seat.parts.config.transport.straggler_s
         try:
-            transport = self._open()
+            self._transport = transport = self._open(loop)
             self._log.write(Joined(time.monotonic() - begin))
             release_freed_memory()
             with self._stopping.interruptible():
@@ -173,10 +194,27 @@ class _Member:
             return Ending(how="stopped", round=loop.round)
         return Ending(how="done" if code is ExitCode.DONE else "stopped", round=loop.round)
 
-    def _open(self) -> TorchDistTransport:
+    def _open(self, loop: PeerLoop) -> Transport:
         """Connect to all others. TransportError if that fails, StartupError at another run's."""
+        near = self._open_near()
+        if self._seat.choice.transport == "torchdist":
+            return near
+        return HybridTransport(near, self._open_far(loop), self._seat.group)
+
+    def _open_far(self, loop: PeerLoop) -> Transport:
+        """Connect to neighbours on other hosts."""
+        seat, limits = self._seat, limits_of(self._seat.parts)
+        mailbox, incarnation = seat.parts.mailbox(limits.queue_messages), secrets.randbits(62)
+        write = self._log.write
+        far = ZeroMQTransport(seat.me, seat.bind, self._digest, incarnation, limits, write, mailbox)
+        book = seat.introduce(far.endpoint)
+        far.open(book, loop.neighbours(1) - {*seat.group})
+        return at_home(far, seat.device)
+
+    def _open_near(self) -> TorchDistTransport:
+        """Connect to the other peers of the group."""
         config, backend = self._seat.parts.config.transport, self._seat.choice.backend
-        device = torch.device("cpu")
+        group, device = self._seat.group, torch.device("cpu")
         if backend == "nccl":
             device = self._seat.device
             torch.cuda.set_device(device)
@@ -185,15 +223,15 @@ class _Member:
         try:
             dist.init_process_group(
                 backend,
-                store=PrefixStore("group", self._meeting.store),
-                rank=self._seat.me,
-                world_size=self._seat.parts.config.peers,
+                store=PrefixStore(f"group of {group[0]}", self._meeting.store),
+                rank=group.index(self._seat.me),
+                world_size=len(group),
                 timeout=timedelta(seconds=max(config.straggler_s, _CONNECT_S)),
             )
         except RuntimeError as error:
             raise TransportError(f"cannot connect to all peers: {error}") from error
         transport = TorchDistTransport(
-            Group(device),
+            Group(device, group[0]),
             self._digest,
             home=self._seat.device,
             max_message_bytes=config.max_message_bytes,
@@ -208,7 +246,7 @@ class _Member:
 
     def _conclude(self, ending: Ending, error: Exception | None) -> Result:
         """Say how this peer ends, save what there is, and hear how the others do."""
-        me, meeting = self._seat.me, self._meeting
+        me, meeting, group = self._seat.me, self._meeting, self._seat.group
         with suppress(TransportError):
             meeting.tell("ending", ending.encode())
         if not self._is_whole:
@@ -219,10 +257,10 @@ class _Member:
         if error is not None:
             return Result(code=exit_code_of(error), error=error, why=ending.why)
         try:
-            endings = meeting.last_words(lambda idle_s: self._is_over(ending, idle_s))
-        except TransportError:
-            endings = {me: ending}
-        judgement = judge(me, endings, self._seat.parts.config.peers)
+            endings = meeting.last_words(lambda idle_s: self._is_over(ending, idle_s), group)
+        except TransportError:  # the store has gone: of the others nothing is known
+            endings, group = {me: ending}, range(me, me + 1)
+        judgement = judge(me, endings, group)
         if self._is_whole:
             self._break_up()
         return Result(code=judgement.code, why=judgement.why, is_said=judgement.is_said)

@@ -48,6 +48,7 @@ class Meeting:
         self.store = store
         self._ranks = ranks
         self._peers = range(ranks.size)
+        self._why_gone: RuntimeError | None = None
 
     def tell(self, topic: str, text: str) -> None:
         """Say something as this peer."""
@@ -79,10 +80,14 @@ class Meeting:
         return self._ask(lambda: self.store.compare_set(key, "", proposal)).decode()
 
     def _ask(self, act: Callable[[], _T]) -> _T:
-        try:
-            return act()
-        except RuntimeError as error:
-            raise TransportError(f"torchrun's store does not answer: {error}") from error
+        """A store that has failed is not asked again: torch would print a page each time."""
+        if self._why_gone is None:
+            try:
+                return act()
+            except RuntimeError as error:
+                self._why_gone = error
+        why = f"torchrun's store does not answer: {self._why_gone}"
+        raise TransportError(why) from self._why_gone
 
     def listen(
         self, topic: str, teller: PeerId, timeout_s: float, check: Callable[[], None]
@@ -139,11 +144,26 @@ class Meeting:
         """The last words that were said so far, by peer."""
         return {p: decode_ending(text) for p, text in self.everything("ending").items()}
 
-    def last_words(self, is_over: Callable[[float], bool]) -> dict[PeerId, Ending]:
-        """Wait for the last words of all, until `is_over` of the seconds since the last news."""
-        count, news = self.count("ending"), time.monotonic()
-        while count < len(self._peers) and not is_over(time.monotonic() - news):
+    def beat(self) -> None:
+        """Let the others know that this peer gets on."""
+        self._ask(lambda: self.store.add("beats", 1))
+
+    def last_words(
+        self, is_over: Callable[[float], bool], peers: Collection[PeerId] | None = None
+    ) -> dict[PeerId, Ending]:
+        """Wait for the last words of `peers` (None: all), until `is_over`.
+
+        That is asked with the seconds since anybody spoke or let know that it gets on.
+        """
+        awaited = {*self._peers} if peers is None else {*peers}
+        heard, news = (-1, -1), 0.0
+        while True:
+            if (now := self._count_signs()) != heard:
+                heard, news = now, time.monotonic()
+            endings = self.endings()
+            if awaited <= endings.keys() or is_over(time.monotonic() - news):
+                return {peer: ending for peer, ending in endings.items() if peer in awaited}
             time.sleep(_POLL_S)
-            if (now := self.count("ending")) > count:
-                count, news = now, time.monotonic()
-        return self.endings()
+
+    def _count_signs(self) -> tuple[int, int]:
+        return self.count("ending"), int(self._ask(lambda: self.store.add("beats", 0)))

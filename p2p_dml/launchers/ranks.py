@@ -31,6 +31,12 @@ class Ranks:
     master: tuple[str, int] = ("127.0.0.1", 0)
 
     @property
+    def here(self) -> range:
+        """The ranks of this host."""
+        first = self.rank - self.local_rank
+        return range(first, first + self.local_size)
+
+    @property
     def is_one_host(self) -> bool:
         """Whether all ranks are on this host."""
         return self.local_size == self.size
@@ -54,15 +60,18 @@ def ranks_of(environment: Mapping[str, str]) -> Ranks | None:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """A transport, its backend (torchdist only), and why: the end of a sentence."""
+    """A transport, the backend of its groups if it has any, and why: the end of a sentence."""
 
-    transport: Literal["torchdist", "zeromq"]
+    transport: Literal["torchdist", "zeromq", "hybrid"]
     backend: Literal["gloo", "nccl"] | None = None
     why: str
 
     @property
     def name(self) -> str:
-        return f"torch.distributed ({self.backend})" if self.backend else "ZeroMQ"
+        if self.transport == "zeromq":
+            return "ZeroMQ"
+        between = " within a host, ZeroMQ between hosts" * (self.transport == "hybrid")
+        return f"torch.distributed ({self.backend}){between}"
 
 
 def choose(wanted: TransportConfig, ranks: Ranks, num_gpus: int, obstacle: str | None) -> Choice:
@@ -77,16 +86,17 @@ def choose(wanted: TransportConfig, ranks: Ranks, num_gpus: int, obstacle: str |
         if wanted.kind == "auto":
             return Choice(transport="zeromq", why=obstacle)
         raise ConfigError(
-            f"transport.kind: torchdist cannot be used, because {obstacle}; "
+            f"transport.kind: {wanted.kind} cannot be used, because {obstacle}; "
             'set transport.kind = "auto" or "zeromq"'
         )
+    grouped: Literal["torchdist", "hybrid"] = "hybrid" if wanted.kind == "hybrid" else "torchdist"
     if wanted.backend == "gloo":
-        return Choice(transport="torchdist", backend="gloo", why="transport.backend says so")
+        return Choice(transport=grouped, backend="gloo", why="transport.backend says so")
     if num_gpus == 0 and wanted.backend == "auto":
-        return Choice(transport="torchdist", backend="gloo", why="there is no CUDA device")
+        return Choice(transport=grouped, backend="gloo", why="there is no CUDA device")
     if ranks.local_size <= num_gpus:
         why = f"{ranks.local_size} ranks here and {num_gpus} GPUs"
-        return Choice(transport="torchdist", backend="nccl", why=why)
+        return Choice(transport=grouped, backend="nccl", why=why)
     crowd = f"{ranks.local_size} ranks here share {num_gpus} GPUs, and NCCL wants one for each"
     if wanted.kind == "auto" and wanted.backend == "auto":
         return Choice(transport="zeromq", why=crowd)

@@ -152,10 +152,10 @@ def _meet_and_run(parts: Blueprint, learner: AnyLearner, me: PeerId, out: Path) 
 
 def check_transport(config: RunConfig) -> None:
     """Raise ConfigError if the run wants a transport that only ranks of torchrun have."""
-    if config.transport.kind == "torchdist":
+    if config.transport.kind in ("torchdist", "hybrid"):
         raise ConfigError(
-            "transport.kind: torchdist connects ranks that torchrun starts; use `torchrun "
-            f"--nproc-per-node {config.peers} -m p2p_dml FILE.toml`, or set "
+            f"transport.kind: {config.transport.kind} connects ranks that torchrun starts; use "
+            f"`torchrun --nproc-per-node {config.peers} -m p2p_dml FILE.toml`, or set "
             'transport.kind = "auto" or "zeromq"'
         )
 

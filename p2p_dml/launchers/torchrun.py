@@ -34,7 +34,7 @@ from p2p_dml.launchers import folder
 from p2p_dml.launchers.endings import Ending, judge, reporter
 from p2p_dml.launchers.group import Result, Seat, run_in_group
 from p2p_dml.launchers.meeting import Meeting, meet
-from p2p_dml.launchers.ranks import Ranks, choose
+from p2p_dml.launchers.ranks import Choice, Ranks, choose
 from p2p_dml.launchers.scratch import laid_out, lay_out, temporary_folder
 from p2p_dml.launchers.single import in_words, run_peer
 from p2p_dml.launchers.stopping import GRACE_S, LAST_WORDS_S, StoppedEarly, Stopping
@@ -114,9 +114,9 @@ class _Rank:
         return code
 
     def _act(self, seat: Seat, update: Callable[[], None]) -> Result:
-        if seat.choice.transport == "torchdist":
-            return run_in_group(seat, self._meeting, self._stopping, update)
-        return self._over_zeromq(seat, update)
+        if seat.choice.transport == "zeromq":
+            return self._over_zeromq(seat, update)
+        return run_in_group(seat, self._meeting, self._stopping, update)
 
     def _ended_by(self, error: Exception) -> Result:
         """Say that an error ended this peer, and find whose fault that is if not its own."""
@@ -135,7 +135,7 @@ class _Rank:
             endings = self._meeting.last_words(lambda idle_s: idle_s > LAST_WORDS_S)
         except TransportError:
             endings = {self._me: ending}
-        judgement = judge(self._me, endings, self._ranks.size)
+        judgement = judge(self._me, endings, range(self._ranks.size))
         return Result(code=judgement.code, why=judgement.why, is_said=judgement.is_said)
 
     # ---- before the first round -------------------------------------------------------------
@@ -156,10 +156,17 @@ class _Rank:
         device = torch.device("cuda", index) if num_gpus else torch.device("cpu")
         model = parts.model().to(device)
         learner = learner_of(parts, model, self._me)
-        self._compare(choice.name, parts.digest(model).hex(), config)
-        run = self._run_folder(parts, model, out)
+        self._compare(choice, parts.digest(model).hex(), config)
         return Seat(
-            parts=parts, learner=learner, me=self._me, choice=choice, device=device, run=run
+            parts=parts,
+            learner=learner,
+            me=self._me,
+            choice=choice,
+            group=self._ranks.here if choice.transport == "hybrid" else range(config.peers),
+            bind=f"tcp://{self._own_host()}:*",
+            introduce=lambda endpoint: self._introduce(endpoint, config.transport.startup_s),
+            device=device,
+            run=self._run_folder(parts, model, out),
         )
 
     def _parts(self, config: RunConfig) -> Blueprint:
@@ -183,9 +190,10 @@ class _Rank:
             self._meeting.gather(f"{topic} mapped", config.transport.startup_s, check, mine)
         return parts
 
-    def _compare(self, choice: str, digest: str, config: RunConfig) -> None:
+    def _compare(self, choice: Choice, digest: str, config: RunConfig) -> None:
         """Wait for all ranks; StartupError if they are of different runs or would not meet."""
-        way = f"{choice}{', debug' * config.transport.debug}"
+        name = "hybrid" if choice.transport == "hybrid" else choice.name  # hosts may differ in GPUs
+        way = f"{name}{', debug' * config.transport.debug}"
         self._meeting.tell("here", f"{digest} {way}")
         found = self._meeting.gather("here", config.transport.startup_s, self._stopping.check)
         digests, ways = zip(*(found[peer].split(" ", 1) for peer in sorted(found)), strict=True)
@@ -232,23 +240,34 @@ class _Rank:
 
     def _begin(self, seat: Seat) -> Callable[[], None]:
         """Say what is going on; a function to be called after each round."""
-        if self._me != 0:
-            return lambda: None
-        self._voice.say(f"transport: {seat.choice.name}, because {seat.choice.why}")
-        return self._voice.watch(seat.parts.config, seat.run, self._started)
+        updates = []
+        if seat.choice.transport != "torchdist":
+            updates.append(self._beat)
+        if self._me == 0:
+            self._voice.say(f"transport: {seat.choice.name}, because {seat.choice.why}")
+            updates.append(self._voice.watch(seat.parts.config, seat.run, self._started))
+
+        def update() -> None:
+            for each in updates:
+                each()
+
+        return update
+
+    def _beat(self) -> None:
+        with suppress(TransportError):  # the first host may go, and this one carry on
+            self._meeting.beat()
 
     # ---- over ZeroMQ ------------------------------------------------------------------------
 
     def _over_zeromq(self, seat: Seat, update: Callable[[], None]) -> Result:
         """Run like a peer of `p2p-dml run`, with addresses told at the store."""
-        startup_s = seat.parts.config.transport.startup_s
         code = run_peer(
             seat.parts,
             seat.learner,
             self._me,
             seat.run,
-            f"tcp://{self._own_host()}:*",
-            lambda endpoint: self._introduce(endpoint, startup_s),
+            seat.bind,
+            seat.introduce,
             home=seat.device,
             on_round=update,
             patient=True,
@@ -293,7 +312,7 @@ class _Rank:
         meeting = self._meeting
         try:
             meeting.tell("closed", "")
-            if self._me == 0 and (result.error or seat.choice.transport == "zeromq"):
+            if self._me == 0 and (result.error or seat.choice.transport != "torchdist"):
                 meeting.last_words(lambda idle_s: self._is_over(seat, idle_s))
             endings = meeting.endings()
             if self._me != reporter(endings):
@@ -301,15 +320,17 @@ class _Rank:
             deadline = time.monotonic() + _CLOSED_S
             while meeting.count("closed") < len(endings) and time.monotonic() < deadline:
                 time.sleep(0.05)
-        except TransportError:  # the first host is gone, and with it most of the run folder
-            return
+        except TransportError:  # the first host is gone; this one may have a folder of its own
+            if self._ranks.local_rank:
+                return
         self._voice.conclude(seat.run)
 
     def _is_over(self, seat: Seat, idle_s: float) -> bool:
         """Whether to wait no longer for the others. Over ZeroMQ they may be rounds behind."""
         if seat.choice.transport == "torchdist":
             return idle_s > LAST_WORDS_S
-        return self._stopping.seconds > GRACE_S + LAST_WORDS_S
+        patience_s = seat.parts.config.transport.straggler_s
+        return idle_s > patience_s or self._stopping.seconds > GRACE_S + LAST_WORDS_S
 
 
 def _obstacle(parts: Blueprint) -> str | None:

@@ -19,12 +19,15 @@ _POLL_S = 0.0002
 
 @final
 class Group:
-    """All peers of a run, peer = rank. Once anything has failed, it is of no more use."""
+    """Peers in a row, a rank each. Once anything has failed, it is of no more use."""
 
-    def __init__(self, wire: torch.device) -> None:
-        """Around torch's default group. `wire`: where what is sent must lie, the CPU for gloo."""
-        self.me: PeerId = dist.get_rank()
-        self.num_peers = dist.get_world_size()
+    def __init__(self, wire: torch.device, first: PeerId = 0) -> None:
+        """Around torch's default group, whose rank 0 is peer `first`.
+
+        `wire`: where what is sent must lie, the CPU for gloo.
+        """
+        self.peers = range(first, first + dist.get_world_size())
+        self.me = self.peers[dist.get_rank()]
         self.wire = wire
 
     def exchange(
@@ -36,11 +39,11 @@ class Group:
         TransportError naming the first peer with which one failed, if torch can tell.
         """
         ops = [
-            ((peer, self.me > peer), dist.P2POp(dist.isend, x, peer))
+            ((peer, self.me > peer), dist.P2POp(dist.isend, x, self.peers.index(peer)))
             for peer, x in outgoing.items()
         ]
         ops += [
-            ((peer, peer > self.me), dist.P2POp(dist.irecv, x, peer))
+            ((peer, peer > self.me), dist.P2POp(dist.irecv, x, self.peers.index(peer)))
             for peer, x in incoming.items()
         ]
         if not ops:
@@ -60,7 +63,7 @@ class Group:
     def gather(self, x: Tensor, deadline: float) -> list[Tensor]:
         """The `x` of every peer, in order; all peers must call this. TransportError as above."""
         own = x.to(self.wire)
-        found = [torch.empty_like(own) for _ in range(self.num_peers)]
+        found = [torch.empty_like(own) for _ in self.peers]
         try:
             work = dist.all_gather(found, own, async_op=True)
         except RuntimeError as error:

@@ -81,11 +81,12 @@ class TorchDistTransport:
         Raises StartupError naming peers of another run, TransportError if somebody is lost.
         """
         found = self._group.gather_bytes(self._digest, time.monotonic() + deadline_s)
-        foreign = [peer for peer, digest in enumerate(found) if digest != found[0]]
+        digests = dict(zip(self._group.peers, found, strict=True))
+        foreign = [peer for peer, digest in digests.items() if digest != found[0]]
         if foreign:
             raise StartupError(
-                f"peers {foreign} are of another run than peer 0 (digests "
-                f"{found[foreign[0]].hex()[:12]} and {found[0].hex()[:12]}): run file, seed and "
+                f"peers {foreign} are of another run than peer {self._group.peers[0]} (digests "
+                f"{digests[foreign[0]].hex()[:12]} and {found[0].hex()[:12]}): run file, seed and "
                 "p2p_dml version must be the same on all hosts"
             )
 
@@ -145,7 +146,8 @@ class TorchDistTransport:
         """
         own = posted.layout.encode() if posted.layout else b""
         found = self._group.gather_bytes(own, deadline)
-        layouts = {peer: decode_layout(data) for peer, data in enumerate(found) if data}
+        told = zip(self._group.peers, found, strict=True)
+        layouts = {peer: decode_layout(data) for peer, data in told if data}
         for peer, layout in layouts.items():
             first = min(layouts)
             if layout != layouts[first]:
@@ -192,8 +194,9 @@ class TorchDistTransport:
 
     def _check_mirror(self, posted: _Posted, senders: Sequence[PeerId], deadline: float) -> None:
         """Raise TransportError at every peer if any two see the exchange differently."""
-        row = mirror_row(posted.tag, posted.is_alike, posted.flats, senders, self._group.num_peers)
-        fault = mirror_fault([x.tolist() for x in self._group.gather(row, deadline)])
+        peers = self._group.peers
+        row = mirror_row(posted.tag, posted.is_alike, posted.flats, senders, peers)
+        fault = mirror_fault([x.tolist() for x in self._group.gather(row, deadline)], peers)
         if fault is not None:
             raise TransportError(f"peer {self.me} at {posted.tag}: {fault}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import socket
 import subprocess
 import sys
 import time
@@ -60,6 +61,19 @@ class Shell:
         )
         self._started.append(process)
         return process
+
+    def start_hosts(self, *arguments: Sequence[str], ranks: int = 1) -> list[subprocess.Popen[str]]:
+        """Start a torchrun of so many `ranks` for each list of arguments, as if on hosts."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        program = ["-m", "torch.distributed.run", "--nnodes", str(len(arguments))]
+        program += ["--nproc-per-node", str(ranks), "--master-addr", "127.0.0.1"]
+        program += ["--master-port", port]
+        return [
+            self.start(*each, program=(*program, "--node-rank", str(node), "-m", "p2p_dml"))
+            for node, each in enumerate(arguments)
+        ]
 
     def run(self, *arguments: str, program: Sequence[str] = ("-m", "p2p_dml")) -> Ended:
         """Run the command to its end."""

@@ -70,16 +70,22 @@ def _ignore(folder: Path, started: float) -> Callable[[], None]:
     return lambda: None
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """All strategies by one group of ranks, and by the simulator."""
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(1, id="one group"),
+        pytest.param(2, id="two groups and ZeroMQ", marks=pytest.mark.torchrun),
+    ],
+)
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """All strategies by ranks, in one group or as on two hosts, and by the simulator."""
     folder = tmp_path_factory.mktemp("gloo")
     cases = folder / "cases.json"
     cases.write_text(json.dumps({name: _tables(name) for name in VARIANTS}), encoding="utf-8")
     program = Path(__file__).with_name("gloo_runs.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(PEERS)]
     ended = subprocess.run(
-        [*command, str(program), str(cases), str(folder / "ranks")],
+        [*command, str(program), str(cases), str(folder / "ranks"), str(request.param)],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -117,7 +123,7 @@ def _figures(folder: Path, peer: int, event: str, names: tuple[str, ...]) -> lis
     ("event", "names"),
     [
         ("evaluated", ("round", "accuracy", "loss", "sketch")),
-        ("round_done", ("round", "loss", "bytes_out", "bytes_in", "neighbours", "reported")),
+        ("round_done", ("round", "loss", "bytes_out", "neighbours", "missing", "reported")),
         ("finished", ("round", "exit_code", "error")),
     ],
 )
@@ -130,8 +136,20 @@ def test_events_hold_equal_figures(
         assert ours == expected
 
 
-def test_without_torchrun_there_is_no_group(tmp_path: Path) -> None:
-    run = config.parse(_tables("dpsgd") | {"transport": {"kind": "torchdist"}}, Path())
+@pytest.mark.parametrize("name", VARIANTS)
+def test_equal_bytes_come_in(runs: Runs, name: str) -> None:
+    """In all, since ZeroMQ counts in the round that is run when they arrive."""
+    for peer in range(PEERS):
+        ours, expected = (
+            sum(figure for (figure,) in _figures(folder / name, peer, "round_done", ("bytes_in",)))
+            for folder in runs
+        )
+        assert ours == expected
+
+
+@pytest.mark.parametrize("kind", ["torchdist", "hybrid"])
+def test_without_torchrun_there_is_no_group(tmp_path: Path, kind: str) -> None:
+    run = config.parse(_tables("dpsgd") | {"transport": {"kind": kind}}, Path())
     with pytest.raises(ConfigError, match=r"torchrun --nproc-per-node 4 -m p2p_dml FILE\.toml"):
         local.run(run, tmp_path / "out", _ignore)
     assert not (tmp_path / "out").exists()

@@ -62,7 +62,7 @@ def test_words_survive_the_store(ending: Ending) -> None:
     ],
 )
 def test_the_first_to_end_is_found(endings: Mapping[PeerId, Ending], cause: str) -> None:
-    assert str(cause_of(0, endings, num_peers=4)).startswith(cause)
+    assert str(cause_of(0, endings, peers=range(4))).startswith(cause)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_first_to_end_is_found(endings: Mapping[PeerId, Ending], cause: str)
 def test_a_peer_ends_with_the_code_of_its_fate(
     own: Ending, others: list[Ending], code: ExitCode, why: str | None
 ) -> None:
-    judgement = judge(0, dict(enumerate([own, *others])), num_peers=3)
+    judgement = judge(0, dict(enumerate([own, *others])), peers=range(3))
     assert (judgement.code, judgement.why) == (code, why)
     assert judgement.is_said == (why is not None and "failed" in why)
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -236,10 +234,9 @@ def test_hosts_that_do_not_fit_refuse_each_other(
 ) -> None:
     """Two hosts, as far as torchrun can tell; the second differs."""
     monkeypatch.setenv("FAULT", "none")
-    first = _host(shell, 0, _run_file(shell, "0.toml", peers=2))
-    other = _run_file(shell, "1.toml", peers=2, seed=seed)
-    second = _host(shell, 1, other, "--transport", transport, port=first[1])
-    for process in (first[0], second[0]):
+    first = [_run_file(shell, "0.toml", peers=2), "--out", "out"]
+    second = [_run_file(shell, "1.toml", peers=2, seed=seed), "--out", "out"]
+    for process in shell.start_hosts(first, [*second, "--transport", transport]):
         ended = shell.end(process)
         assert ended.code == 1
         assert "exitcode  : 3" in ended.err
@@ -251,10 +248,8 @@ def test_hosts_that_do_not_fit_refuse_each_other(
 @pytest.mark.torchrun
 def test_two_hosts_over_zeromq(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAULT", "none")
-    file = _run_file(shell, peers=2)
-    first = _host(shell, 0, file, "--transport", "zeromq")
-    second = _host(shell, 1, file, "--transport", "zeromq", port=first[1])
-    assert [shell.end(process).code for process in (first[0], second[0])] == [0, 0]
+    command = [_run_file(shell, peers=2), "--out", "out", "--transport", "zeromq"]
+    assert [shell.end(process).code for process in shell.start_hosts(command, command)] == [0, 0]
     for peer in (0, 1):
         assert [event["exit_code"] for event in _events(shell, peer, "finished")] == [0]
         assert all(not event["missing"] for event in _events(shell, peer, "round_done"))
@@ -275,21 +270,6 @@ def test_a_rank_killed_over_zeromq_stops_the_others_after_a_checkpoint(
         assert (finished["exit_code"], finished["error"]) == (5, None)
         assert _events(shell, peer, "checkpointed")[-1]["round"] == finished["round"]
     assert not shell.processes()
-
-
-Host = tuple["subprocess.Popen[str]", str]
-"""A torchrun and the port of its store."""
-
-
-def _host(shell: Shell, node: int, file: str, *options: str, port: str | None = None) -> Host:
-    """Start the torchrun of one of two hosts, with one rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = port or str(probe.getsockname()[1])
-    nodes = ("--nnodes", "2", "--node-rank", str(node), "--nproc-per-node", "1")
-    place = ("--master-addr", "127.0.0.1", "--master-port", port)
-    program = _torchrun(*nodes, *place)
-    return shell.start(file, "--out", "out", *options, program=program), port
 
 
 @pytest.mark.torchrun

@@ -102,6 +102,39 @@ def test_last_words_are_awaited_until_it_is_enough(meetings: list[Meeting]) -> N
     own = Ending(how="stopped", round=5)
     meetings[0].tell("ending", own.encode())
     assert meetings[0].last_words(lambda idle_s: False) == {0: own, **said}
+    assert meetings[0].last_words(lambda idle_s: False, range(1, 3)) == said
+
+
+def test_who_gets_on_is_waited_for(meetings: list[Meeting]) -> None:
+    """Each sign of peer 2 begins the wait anew."""
+    idle: list[float] = []
+
+    def is_over(idle_s: float) -> bool:
+        idle.append(idle_s)
+        meetings[2].beat()
+        if len(idle) == 4:
+            meetings[2].tell("ending", Ending(how="done", round=9).encode())
+        return False
+
+    assert meetings[0].last_words(is_over, [2]) == {2: Ending(how="done", round=9)}
+    assert len(idle) == 4
+    assert max(idle) < PATIENT_S
+
+
+def test_a_store_that_has_gone_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    class Gone(Store):
+        def add(self, key: str, amount: int) -> int:
+            nonlocal asked
+            asked += 1
+            raise RuntimeError("broken pipe")
+
+    meeting = Meeting(Gone(), _ranks(0))
+    for _ in range(3):
+        with pytest.raises(TransportError, match="store does not answer: broken pipe"):
+            meeting.beat()
+    assert asked == 1
 
 
 def test_no_store_is_an_error_that_says_where(monkeypatch: pytest.MonkeyPatch) -> None:
