@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, final
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from p2p_dml.errors import TrainingError
 from p2p_dml.types import PeerId
 
@@ -52,6 +55,11 @@ def on_own_mix(counts: Mapping[int, int], scores: Mapping[int, Score]) -> Metric
     right = math.fsum(n * (score.right / score.samples) for n, score in pairs)
     loss = math.fsum(n * (score.loss / score.samples) for n, score in pairs)
     return Metrics(right / total, loss / total, sum(score.samples for _, score in pairs))
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of logits [B, …, classes] and labels [B, …]."""
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
 
 
 def mean_loss(losses: Sequence[float], peer: PeerId, round: int, lr: float) -> float:

@@ -58,13 +58,17 @@ class Samples:
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """All samples in order, in batches of bounded memory (at most 500)."""
+        return map(self.batch, self.pieces())
+
+    def pieces(self) -> Iterator[NDArray[Any]]:
+        """The positions of the samples of each of the `chunks`."""
         size = min(
             _CHUNK_SAMPLES,
             _CHUNK_ELEMENTS // math.prod(self._x.shape[1:]),
             _CHUNK_LABELS // math.prod(self._y.shape[1:]),
         )
         for begin in range(0, len(self), max(1, size)):
-            yield self.batch(np.arange(begin, min(begin + max(1, size), len(self))))
+            yield np.arange(begin, min(begin + max(1, size), len(self)))
 
 
 def train_samples(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from p2p_dml.errors import ConfigError
+
+_KEYS = {
+    "sgd": ("momentum_buffer",),
+    "adam": ("exp_avg", "exp_avg_sq", "step"),
+    "adamw": ("exp_avg", "exp_avg_sq", "step"),
+}
 
 
 @final
@@ -20,7 +28,9 @@ class Training:
     `optimiser_state`: keep momenta between rounds or start each round without. `buffers`: mix
     BatchNorm's running statistics with the parameters, or leave them local. `precision`: in
     "bfloat16" the model's products are computed so (torch's autocast), in training and tests, while
-    parameters, losses and what is sent keep their dtype. `compile`: by torch.compile.
+    parameters, losses and what is sent keep their dtype. `compile`: by torch.compile. `parallel`:
+    how several ranks of torchrun train one peer, each with a copy of the model ("ddp") or with a
+    shard of it ("fsdp"); where a peer has one rank or process, it makes no difference.
 
     Raises ValueError for a value out of range or both `steps` and `epochs`.
     """
@@ -37,6 +47,7 @@ class Training:
     buffers: Literal["mix", "local"] = "mix"
     precision: Literal["full", "bfloat16"] = "full"
     compile: bool = False
+    parallel: Literal["none", "ddp", "fsdp"] = "none"
 
     def __post_init__(self) -> None:
         if self.steps is not None and self.epochs is not None:
@@ -56,6 +67,8 @@ class Training:
             raise ValueError(f"momentum: is for sgd, not {self.optimiser}; remove it")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay: expected 0 or more, found {self.weight_decay}")
+        if self.compile and self.parallel != "none":
+            raise ValueError(f"compile: does not go with parallel = {self.parallel!r}; remove one")
 
     def num_steps(self, num_samples: int) -> int:
         """Optimiser steps in a round of a peer with `num_samples` samples."""
@@ -71,3 +84,33 @@ class Training:
             )
         choice = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
         return choice(params, lr=self.lr, weight_decay=self.weight_decay)
+
+    def state_keys(self) -> tuple[str, ...]:
+        """What the optimiser may keep of a parameter, sorted."""
+        return _KEYS[self.optimiser]
+
+    def state_entries(self, state: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+        """The optimiser's state by number of the parameter, from that by names such as `0/step`.
+
+        Raises ConfigError if it is of another optimiser.
+        """
+        entries: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            index, _, key = name.partition("/")
+            if key not in self.state_keys():
+                raise ConfigError(
+                    f"the checkpoint is of another optimiser than {self.optimiser!r}: "
+                    f"it has {key!r}"
+                )
+            entries.setdefault(int(index), {})[key] = value.clone()
+        return entries
+
+
+def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """What an optimiser keeps of its parameters, by names such as `0/step`; no copies."""
+    return {
+        f"{index}/{key}": value
+        for index, entry in optimiser.state_dict()["state"].items()
+        for key, value in sorted(entry.items())
+        if isinstance(value, Tensor)
+    }

@@ -7,27 +7,26 @@ from itertools import islice
 from typing import Any, cast, final
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from p2p_dml.data import Dataset
-from p2p_dml.errors import ConfigError
 from p2p_dml.learners._draws import RoundDraws, seeded
 from p2p_dml.learners._forward import compiled, in_precision
-from p2p_dml.learners._metrics import EvaluateOn, Metrics, Score, mean_loss, on_own_mix
+from p2p_dml.learners._metrics import (
+    EvaluateOn,
+    Metrics,
+    Score,
+    cross_entropy,
+    mean_loss,
+    on_own_mix,
+)
 from p2p_dml.learners._samples import Samples, own_counts, test_samples, train_samples
-from p2p_dml.learners._training import Training
+from p2p_dml.learners._training import Training, optimiser_state
 from p2p_dml.learners._views import copy_into, exchanged_parts, live_views, restore, saved
-from p2p_dml.tensors import join, part
+from p2p_dml.tensors import clone, join, part
 from p2p_dml.types import Part, PeerId, Tensors
-
-_OPTIMISER_KEYS = {
-    "sgd": {"momentum_buffer"},
-    "adam": {"step", "exp_avg", "exp_avg_sq"},
-    "adamw": {"step", "exp_avg", "exp_avg_sq"},
-}
 
 
 @final
@@ -136,7 +135,7 @@ class SupervisedLearner:
         leaves = {name: at[name].detach().requires_grad_() for name in self._trainable}
         self.module.train()
         with seeded(draws.noise_seed + self._num_grads, self._device):
-            loss = _loss(self._trained_at(self.module, self._at(at) | leaves, x), y)
+            loss = cross_entropy(self._trained_at(self.module, self._at(at) | leaves, x), y)
         self._num_grads += 1
         grads = torch.autograd.grad(
             loss, list(leaves.values()), allow_unused=True, materialize_grads=True
@@ -155,25 +154,11 @@ class SupervisedLearner:
 
     def state(self) -> Tensors:
         """A copy of module and optimiser as flat tensors; `load_state` continues bit for bit."""
-        optimiser = {
-            f"{index}/{key}": value.detach().clone()
-            for index, entry in self._optimiser.state_dict()["state"].items()
-            for key, value in sorted(entry.items())
-            if isinstance(value, Tensor)
-        }
-        return join(model=saved(self.module), optimiser=optimiser)
+        return join(model=saved(self.module), optimiser=clone(optimiser_state(self._optimiser)))
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned; ConfigError if model or optimiser are others."""
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in part(state, "optimiser").items():
-            index, _, key = name.partition("/")
-            if key not in _OPTIMISER_KEYS[self._training.optimiser]:
-                raise ConfigError(
-                    f"the checkpoint is of another optimiser than {self._training.optimiser!r}: "
-                    f"it has {key!r}"
-                )
-            entries.setdefault(int(index), {})[key] = value.clone()
+        entries = self._training.state_entries(part(state, "optimiser"))
         restore(self.module, part(state, "model"))
         groups = self._optimiser.state_dict()["param_groups"]
         self._optimiser.load_state_dict({"state": entries, "param_groups": groups})
@@ -184,7 +169,7 @@ class SupervisedLearner:
     def _step(self, positions: NDArray[Any]) -> Tensor:
         x, y = self._shard.batch(positions)
         self._optimiser.zero_grad(set_to_none=True)
-        loss = _loss(self._trained(x), y)
+        loss = cross_entropy(self._trained(x), y)
         torch.autograd.backward(loss)
         if self._training.clip_norm is not None:
             nn.utils.clip_grad_norm_(self._trainable.values(), self._training.clip_norm)
@@ -197,7 +182,7 @@ class SupervisedLearner:
             for x, y in test.chunks():
                 logits = self._tested(x)
                 right += float((logits.argmax(-1) == y).sum())
-                loss += float(_loss(logits, y)) * y.numel()
+                loss += float(cross_entropy(logits, y)) * y.numel()
                 count += y.numel()
         return Score(right, loss, count)
 
@@ -210,8 +195,3 @@ class SupervisedLearner:
 
 def _call(module: nn.Module, params: Mapping[str, Tensor], x: Tensor) -> Tensor:
     return cast(Tensor, functional_call(module, dict(params), (x,)))
-
-
-def _loss(logits: Tensor, y: Tensor) -> Tensor:
-    """Mean cross-entropy of logits [B, …, classes] and labels [B, …]."""
-    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), y.reshape(-1))
