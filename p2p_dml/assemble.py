@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from p2p_dml import __version__, data, links, plugins, tables, wire
-from p2p_dml.checkpoint import Checkpoint, leaves, save
+from p2p_dml.checkpoint import Checkpoint, save
 from p2p_dml.config import RunConfig, Table
 from p2p_dml.data import Dataset
 from p2p_dml.errors import ConfigError
@@ -34,6 +34,7 @@ from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
 from p2p_dml.models import build_model, redraw
 from p2p_dml.pace import PACES, Asynchronous, Clock, Pace, Slowness, draw_stragglers
 from p2p_dml.peer import LOOKAHEAD, Keep, LocalLearner, PeerLoop, Plan
+from p2p_dml.states import leaves, outline
 from p2p_dml.strategies import STRATEGIES
 from p2p_dml.types import (
     AnyStrategy,
@@ -170,6 +171,11 @@ def model_of(config: RunConfig, dataset: Dataset | None) -> nn.Module:
     return module
 
 
+def training_of(config: RunConfig) -> Training:
+    """How the peers of a run train, where that is not a function of the user's."""
+    return tables.build(Training, config.train, "train")
+
+
 def learner_of(
     shared: Blueprint, model: nn.Module, me: PeerId
 ) -> SupervisedLearner | FunctionLearner:
@@ -177,7 +183,7 @@ def learner_of(
     config = shared.config
     if shared.dataset is None:
         return own_learner(config.train, model, config, me)
-    training = tables.build(Training, config.train, "train")
+    training = training_of(config)
     return SupervisedLearner(
         model,
         shared.dataset,
@@ -202,7 +208,7 @@ def fleet_of(shared: Blueprint, model: nn.Module) -> Fleet:
     """All peers' learners as one computation; `why_alone` must have found nothing against it."""
     config, dataset = shared.config, shared.dataset
     assert dataset is not None
-    training = tables.build(Training, config.train, "train")
+    training = training_of(config)
     shards = [shared.shards[peer] for peer in range(config.peers)]
     return Fleet(model, dataset, shards, training, seed=config.seed, evaluate_on=config.evaluate_on)
 
@@ -241,13 +247,16 @@ def loop_of(
     memory: Callable[[], tuple[float, float]] | None = None,
     clock: Clock | None = None,
     keep: Keep | None = None,
+    start: Checkpoint | None = None,
 ) -> PeerLoop:
-    """The rounds of peer `me`, with checkpoints going to the run folder; `clock`: None = wall."""
+    """The rounds of peer `me`, with checkpoints going to the run folder; `clock`: None = wall.
+
+    `start`: the checkpoint to go on from.
+    """
     config, strategy = shared.config, shared.strategy
 
     def save_state(round_: int, model: Tensors, state: object) -> str:
-        tensors = model | leaves(state, "strategy")
-        return save(run, Checkpoint(me, round_, digest.hex(), __version__, tensors))
+        return save(run, checkpoint_of(me, round_, digest, model, state))
 
     plan = Plan(
         rounds=config.rounds,
@@ -269,10 +278,19 @@ def loop_of(
         plan,
         on_event=on_event,
         save=save_state,
+        start=start,
         keep=keep,
         memory=memory,
         clock=clock,
     )
+
+
+def checkpoint_of(
+    me: PeerId, round_: int, digest: bytes, model: Tensors, state: object
+) -> Checkpoint:
+    """What is saved of peer `me`: the learner's state and the strategy's, not copied."""
+    tensors = model | leaves(state, "strategy")
+    return Checkpoint(me, round_, digest.hex(), __version__, tensors, outline(state, "strategy"))
 
 
 def check_all(shared: Blueprint) -> nn.Module:

@@ -1,16 +1,22 @@
 """Checkpoints: one safetensors file per peer and round, written whole or not at all.
 
 Names in the file: `model/…` and whatever else the learner keeps (`optimiser/…`), and `strategy/…`.
-The metadata hold peer, round, run digest and package version.
+The metadata are one entry, `checkpoint`, a line of JSON: peer, round, run digest, package version,
+the outline of the strategy's state, and a checksum over all of these and the tensors. Equal
+checkpoints are equal files, byte for byte.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,16 +26,21 @@ from torch import Tensor
 from p2p_dml.errors import ConfigError, StorageError
 from p2p_dml.types import PeerId, Tensors
 
+_KEY = "checkpoint"
+_FACTS = ("peer", "round", "digest", "version")
+_NAME = re.compile(r"round-(\d+)\.safetensors")
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a file holds."""
+    """What a file holds. Without the `outline` of the strategy's state no run can go on from it."""
 
     peer: PeerId
     round: int
     digest: str
     version: str
     tensors: Tensors
+    outline: str | None = None
 
 
 def checkpoint_file(peer: PeerId, round: int) -> str:
@@ -37,38 +48,16 @@ def checkpoint_file(peer: PeerId, round: int) -> str:
     return f"checkpoints/peer-{peer:03d}/round-{round:06d}.safetensors"
 
 
-def leaves(value: object, path: str) -> Tensors:
-    """All tensors and numbers of a nested state by path; numbers become 0-d tensors.
-
-    Raises TypeError, naming the path, for anything else than dataclass, mapping, tensor, number,
-    None.
-    """
-    if isinstance(value, Tensor):
-        return {path: value.detach().cpu().contiguous()}
-    if isinstance(value, int | float):
-        return {path: torch.tensor(value, dtype=torch.float64 if type(value) is float else None)}
-    if value is None:
-        return {}
-    if isinstance(value, Mapping):
-        items = {str(key): child for key, child in value.items()}
-    elif is_dataclass(value):
-        items = {f.name: getattr(value, f.name) for f in fields(value)}
-    else:
-        raise TypeError(f"{path}: a state cannot hold a {type(value).__name__}")
-    return {k: x for key, child in items.items() for k, x in leaves(child, f"{path}/{key}").items()}
-
-
 def save(run: Path, checkpoint: Checkpoint) -> str:
     """Write atomically; returns the path relative to `run`. StorageError if it cannot be."""
     name = checkpoint_file(checkpoint.peer, checkpoint.round)
     path = run / name
-    metadata = {
-        key: str(getattr(checkpoint, key)) for key in ("peer", "round", "digest", "version")
-    }
+    facts = _facts_of(checkpoint)
+    facts["checksum"] = _checksum(facts, checkpoint.tensors)
     temporary = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(checkpoint.tensors, temporary, metadata)
+        save_file(_apart(checkpoint.tensors), temporary, {_KEY: json.dumps(facts)})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):  # the folder itself may be what is missing
@@ -80,17 +69,57 @@ def save(run: Path, checkpoint: Checkpoint) -> str:
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint. ConfigError if the file is missing, torn or not a checkpoint."""
+    """Read a checkpoint, and hold it against its checksum if it has one (older files have none).
+
+    Raises ConfigError if the file is missing, torn, damaged or not a checkpoint.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
+        facts = json.loads(metadata[_KEY]) if _KEY in metadata else metadata
+        checksum = facts.pop("checksum", None)
+        if checksum not in (None, _checksum(facts, tensors)):
+            raise ValueError("its checksum says that it is damaged")
         return Checkpoint(
-            int(metadata["peer"]),
-            int(metadata["round"]),
-            metadata["digest"],
-            metadata["version"],
+            int(facts["peer"]),
+            int(facts["round"]),
+            facts["digest"],
+            facts["version"],
             tensors,
+            facts.get("outline"),
         )
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ConfigError(f"{path}: not a checkpoint of this runtime: {error}") from error
+
+
+def saved_rounds(run: Path, peer: PeerId) -> list[int]:
+    """Rounds of which a peer has a file, newest first; whether one is whole, `load` says."""
+    folder = (run / checkpoint_file(peer, 0)).parent
+    names = [_NAME.fullmatch(path.name) for path in folder.glob("round-*")]
+    return sorted((int(name[1]) for name in names if name), reverse=True)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> Tensors:
+    """The same values, none in the memory of another, which the format would refuse."""
+    found: Tensors = {}
+    places: set[int] = set()
+    for name, x in tensors.items():
+        place = x.untyped_storage().data_ptr()
+        found[name] = x.clone() if place in places else x
+        places.add(place)
+    return found
+
+
+def _facts_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    facts = {key: getattr(checkpoint, key) for key in _FACTS}
+    return facts if checkpoint.outline is None else facts | {"outline": checkpoint.outline}
+
+
+def _checksum(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """Of facts, names, dtypes, shapes and bytes."""
+    digest = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
+    for name, x in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(x.dtype), list(x.shape)]).encode())
+        digest.update(x.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,11 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from p2p_dml import __version__
-from p2p_dml.errors import ExitCode, P2PError, StorageError
+from p2p_dml.console import Watch, complain, conclude, sayer
+from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError
 
 if TYPE_CHECKING:
     from p2p_dml.config import RunConfig
     from p2p_dml.launchers.ranks import Ranks
+    from p2p_dml.launchers.resuming import Past
 
 app = typer.Typer(
     help="Peer-to-peer training without a server, over links that come and go.",
@@ -35,6 +36,17 @@ app.add_typer(topology_app, name="topology")
 app.add_typer(data_app, name="data")
 
 RunFile = Annotated[Path, typer.Argument(metavar="FILE.toml", help="the run file")]
+RunFileOrNone = Annotated[
+    Path | None, typer.Argument(metavar="FILE.toml", help="the run file, or none with --resume")
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(
+        help="go on with the run in this folder from its checkpoints; --set rounds=… makes it "
+        "longer",
+        metavar="RUN",
+    ),
+]
 Override = Annotated[
     list[str] | None, typer.Option("--set", help="override a key: --set rounds=50", metavar="K=V")
 ]
@@ -53,7 +65,7 @@ def main() -> NoReturn:
     try:
         app()
     except P2PError as error:
-        _complain(error)
+        complain(error)
         sys.exit(error.exit_code)
     except _Interrupted:
         sys.exit(ExitCode.STOPPED)
@@ -77,10 +89,6 @@ def rank_main(ranks: Ranks) -> NoReturn:
     sys.exit(ExitCode.DONE)
 
 
-def _complain(error: P2PError | str) -> None:
-    Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", markup=False)
-
-
 def _interrupt(number: int, frame: object) -> NoReturn:
     raise _Interrupted
 
@@ -95,19 +103,24 @@ def _top(
 
 
 @app.command()
-def run(file: RunFile, set_: Override = None, out: Out = None, quiet: Quiet = False) -> None:
+def run(
+    file: RunFileOrNone = None,
+    resume: Resume = None,
+    set_: Override = None,
+    out: Out = None,
+    quiet: Quiet = False,
+) -> None:
     """Run all peers as processes of this machine."""
-    from p2p_dml import config
     from p2p_dml.launchers import local
 
     console = Console()
-    settings = config.load(file, set_ or [])
-    with _Watch(settings, console, quiet) as watch:
-        outcome = local.run(settings, out, watch.begin)
+    settings, past = _settings(file, resume, set_ or [], out, "run")
+    with Watch(settings, console, quiet) as watch:
+        outcome = local.run(settings, out, watch.begin, past, sayer(console, quiet))
     if outcome.verdict:
-        _complain(outcome.verdict)
+        complain(outcome.verdict)
     try:
-        _conclude(outcome.folder, console)
+        conclude(outcome.folder, console)
     except StorageError:
         if not outcome.verdict:  # a full disk is said already
             raise
@@ -116,7 +129,8 @@ def run(file: RunFile, set_: Override = None, out: Out = None, quiet: Quiet = Fa
 
 @app.command()
 def simulate(
-    file: RunFile,
+    file: RunFileOrNone = None,
+    resume: Resume = None,
     set_: Override = None,
     out: Out = None,
     quiet: Quiet = False,
@@ -128,61 +142,71 @@ def simulate(
             "run on processes; default: batched where the model allows it",
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="where to compute: cpu, cuda, cuda:1, …")] = "cpu",
+    device: Annotated[
+        str | None, typer.Option(help="where to compute: cpu (default), cuda, cuda:1, …")
+    ] = None,
 ) -> None:
     """Run all peers in one process: the same results and files, faster, easier to debug."""
-    from p2p_dml import config
     from p2p_dml.launchers import simulated
 
     console = Console()
-    settings = config.load(file, set_ or [])
-    with _Watch(settings, console, quiet) as watch:
+    settings, past = _settings(file, resume, set_ or [], out, "simulate")
+    before = past.facts if past else {}
+    with Watch(settings, console, quiet) as watch:
         outcome = simulated.simulate(
             settings,
             out,
             watch.begin,
-            batched=batched,
-            device=device,
-            say=lambda line: None if quiet else console.print(line, soft_wrap=True, markup=False),
+            batched=before.get("batched") if batched is None else batched,
+            device=device or before.get("device", "cpu"),
+            say=sayer(console, quiet),
+            past=past,
         )
-    _conclude(outcome.folder, console)
+    conclude(outcome.folder, console)
     raise typer.Exit(outcome.exit_code)
 
 
 @rank_app.command()
 def _rank(
     context: typer.Context,
-    file: RunFile,
+    file: RunFileOrNone = None,
+    resume: Resume = None,
     set_: Override = None,
     out: Out = None,
     quiet: Quiet = False,
     transport: Annotated[
-        str | None, typer.Option(help="auto, torchdist or zeromq; short for transport.kind")
+        str | None,
+        typer.Option(help="auto, torchdist, zeromq or hybrid; short for transport.kind"),
     ] = None,
 ) -> None:
-    """Run the peer of this rank; torchrun has started one for each peer."""
-    from p2p_dml import config
+    """Run the peer of this rank, or help to; torchrun has started one or more for each peer."""
     from p2p_dml.launchers import torchrun
+    from p2p_dml.launchers.arriving import Wish
 
     ranks, stopping = context.obj
     console = Console()
     overrides = [*(set_ or []), *([f"transport.kind={transport}"] if transport else [])]
+
+    def load() -> Wish:
+        settings, past = _settings(file, resume, overrides, out, "torchrun")
+        return Wish(config=settings, out=out, past=past)
+
     with ExitStack() as views:
 
         def watch(settings: RunConfig, folder: Path, started: float) -> Callable[[], None]:
-            return views.enter_context(_Watch(settings, console, quiet)).begin(folder, started)
+            return views.enter_context(Watch(settings, console, quiet)).begin(folder, started)
 
-        def conclude(folder: Path) -> None:
+        def finish(folder: Path) -> None:
             views.close()
-            _conclude(folder, console)
+            conclude(folder, console)
 
         voice = torchrun.Voice(
-            say=lambda line: None if quiet else console.print(line, soft_wrap=True, markup=False),
-            complain=_complain,
+            say=sayer(console, quiet),
+            complain=complain,
             watch=watch,
-            conclude=conclude,
+            conclude=finish,
         )
-        code = torchrun.run(lambda: config.load(file, overrides), out, ranks, stopping, voice)
+        code = torchrun.run(load, ranks, stopping, voice)
     raise typer.Exit(code)
 
 
@@ -227,7 +251,7 @@ def sweep(
     print(outcome.tables)
     console.print(f"sweep: {folder / 'tables.md'}", soft_wrap=True)
     if outcome.verdict:
-        _complain(outcome.verdict)
+        complain(outcome.verdict)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -258,7 +282,7 @@ def report(
 
     console = Console()
     if len(runs) == 1:
-        _conclude(runs[0], console)
+        conclude(runs[0], console)
         return
     console.print(compare_table(runs))
     console.print(f"comparison: {compare(runs, out)}", soft_wrap=True)
@@ -281,7 +305,7 @@ def export(
     console.print(table(exported))
     console.print(f"export: {exported.folder}", soft_wrap=True, markup=False)
     if exported.small is not None and not exported.small.is_equal:
-        _complain("the small model's outputs are not those of the whole model; do not use it")
+        complain("the small model's outputs are not those of the whole model; do not use it")
         raise typer.Exit(ExitCode.FAILED)
 
 
@@ -345,50 +369,26 @@ def data_fetch(
         print(path)
 
 
-class _Watch:
-    """The live view of a run, or nothing with --quiet; closed whatever happens."""
+def _settings(
+    file: Path | None, resume: Path | None, overrides: list[str], out: Path | None, mode: str
+) -> tuple[RunConfig, Past | None]:
+    """The run that is asked for: of a run file, or one to go on with, as FILE or --resume says.
 
-    def __init__(self, settings: RunConfig, console: Console, quiet: bool) -> None:
-        self._settings = settings
-        self._console = console
-        self._quiet = quiet
-        self._close: Callable[[], None] = lambda: None
-        self._next = 0.0
+    Raises ConfigError if both or none are given.
+    """
+    from p2p_dml import config
+    from p2p_dml.launchers import resuming
 
-    def __enter__(self) -> _Watch:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._close()
-
-    def begin(self, folder: Path, started: float) -> Callable[[], None]:
-        """Begin to follow a run folder; the result is to be called often."""
-        from p2p_dml.report import LiveView
-
-        if self._quiet:
-            return lambda: None
-        run = self._settings
-        view = LiveView(
-            folder, run.peers, run.rounds, self._console, started, duration_s=run.duration_s
+    if (file is None) == (resume is None):
+        found = "none" if file is None else "both"
+        raise ConfigError(
+            f"{mode}: expected a run file, or --resume and the folder of a run to go on with, "
+            f"found {found}"
         )
-        self._close = view.close
-
-        def update() -> None:
-            if time.monotonic() >= self._next:
-                view.update()
-                self._next = time.monotonic() + 0.25
-
-        return update
-
-
-def _conclude(folder: Path, console: Console) -> None:
-    """Write the report and print the final table and where everything is."""
-    from p2p_dml import config, report
-    from p2p_dml.assemble import schedule_of
-
-    schedule = (
-        schedule_of(config.load(folder / "run.toml")) if (folder / "run.toml").exists() else None
-    )
-    page = report.write(folder, schedule)
-    console.print(report.final_table(report.load(folder)))
-    console.print(f"report: {page}", soft_wrap=True)
+    if resume is None:
+        assert file is not None
+        return config.load(file, overrides), None
+    if out is not None:
+        raise ConfigError(f"--out {out}: a resumed run goes on in its own folder; leave it out")
+    past = resuming.read(resume, overrides, mode)
+    return past.config, past

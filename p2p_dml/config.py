@@ -136,6 +136,7 @@ class RunConfig(_Section):
         """What all peers of a run must agree on, as text: equal runs, equal text."""
         local = {"name", "transport", "threads", "evaluate_every", "checkpoint_every"}
         fields = self.model_dump(exclude=local | {"min_neighbours", "max_isolated_rounds"})
+        fields["train"].pop("parallel", None)  # nor how many ranks share a peer's training
         # Hosts keep files in different places; that the contents agree shows in the first graphs.
         fields["links"] = _map_files(self.links, lambda file: Path(file).name)
         return json.dumps(fields, sort_keys=True)

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -34,6 +34,17 @@ class Started:
     parameters: int
     samples: int
     class_counts: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """The peer goes on from its checkpoint of `round`; 0: from the beginning, for want of one.
+
+    What it wrote before of later rounds, and its evaluation of this one, are done again and no
+    longer count. Stands next after `started`.
+    """
+
+    round: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +147,7 @@ class Finished:
 
 Event = (
     Started
+    | Resumed
     | Joined
     | RoundDone
     | Evaluated
@@ -217,6 +229,23 @@ def _is_torn(path: Path) -> bool:
 def event_file(run: Path, peer: PeerId) -> Path:
     """Where a peer's events live in a run folder."""
     return run / "events" / f"peer-{peer:03d}.jsonl"
+
+
+def standing(lines: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines of one file that count: without those of rounds that were done again later."""
+    kept: list[dict[str, Any]] = []
+    for line in lines:
+        if line["event"] == "resumed":
+            kept = [each for each in kept if not _is_superseded(each, line["round"])]
+        kept.append(line)
+    return kept
+
+
+def _is_superseded(line: Mapping[str, Any], round: int) -> bool:
+    """Whether a line written before its peer resumed after `round` no longer counts."""
+    if line["event"] == "evaluated":  # of the round itself too, as it was the last one only then
+        return bool(line["round"] >= round)
+    return line["event"] != "resumed" and bool(line.get("round", 0) > round)
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

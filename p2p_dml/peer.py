@@ -15,9 +15,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-from p2p_dml.errors import ExitCode, IsolationError, WireError
+from p2p_dml.checkpoint import Checkpoint
+from p2p_dml.errors import ConfigError, ExitCode, IsolationError, WireError
 from p2p_dml.events import (
-    PHASES,
     Checkpointed,
     Evaluated,
     Event,
@@ -28,7 +28,9 @@ from p2p_dml.events import (
 )
 from p2p_dml.kernels import sketch
 from p2p_dml.links import Walk
+from p2p_dml.meter import Meter, Tally
 from p2p_dml.pace import Clock, Slowness, WallClock
+from p2p_dml.states import restore
 from p2p_dml.tensors import mismatch
 from p2p_dml.types import (
     AnyStrategy,
@@ -38,7 +40,6 @@ from p2p_dml.types import (
     Mail,
     Need,
     Neighbourhood,
-    Part,
     Payload,
     PeerId,
     Sent,
@@ -75,6 +76,10 @@ class LocalLearner(Learner, Protocol):
 
     def state(self) -> Tensors:
         """Everything to continue from: parameters, buffers, optimiser."""
+        ...
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned; other names are left aside. ConfigError: another's."""
         ...
 
 
@@ -128,60 +133,11 @@ class Delivery:
     wait_s: float = 0.0
 
 
-@dataclass
-class _Tally:
-    """Figures of one round, summed over its exchanges."""
-
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-    bytes_out: int = 0
-    bytes_in: int = 0
-    expected: set[PeerId] = field(default_factory=set)
-    missing: set[PeerId] = field(default_factory=set)
-    late: int = 0
-    lost_weight: float = 0.0
-    ages: list[int] = field(default_factory=list)
-
-
-class _Meter:
-    """The learner as a strategy sees it, with the time and loss of its training noted."""
-
-    def __init__(self, learner: LocalLearner, clock: Clock) -> None:
-        self._learner = learner
-        self._clock = clock
-        self.seconds = 0.0
-        self.loss: float | None = None
-
-    @property
-    def params(self) -> Tensors:
-        return self._learner.params
-
-    @params.setter
-    def params(self, new: Mapping[str, Tensor]) -> None:
-        self._learner.params = dict(new)
-
-    @property
-    def parts(self) -> Mapping[str, Part]:
-        return self._learner.parts
-
-    @property
-    def round(self) -> int:
-        return self._learner.round
-
-    def train(self) -> float:
-        begin = self._clock.now()
-        self.loss = self._learner.train()
-        self.seconds += self._clock.now() - begin
-        return self.loss
-
-    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        begin = self._clock.now()
-        gradient = self._learner.grad(at)
-        self.seconds += self._clock.now() - begin
-        return gradient
-
-
 class PeerLoop:
-    """One peer's rounds. Everything it touches is handed in; it opens nothing itself."""
+    """One peer's rounds. Everything it touches is handed in; it opens nothing itself.
+
+    `start`: a checkpoint of this peer to go on from, instead of the beginning.
+    """
 
     def __init__(
         self,
@@ -193,23 +149,25 @@ class PeerLoop:
         *,
         on_event: Callable[[Event], None],
         save: Save,
+        start: Checkpoint | None = None,
         keep: Keep | None = None,
         memory: Callable[[], tuple[float, float]] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.me = me
-        self.round = 0
+        self.round = start.round if start else 0
+        self._start = start
         self._strategy = strategy
         self._learner = learner
         self._clock = clock or WallClock()
-        self._meter = _Meter(learner, self._clock)
+        self._meter = Meter(learner, self._clock)
         self._walk = walk
         self._plan = plan
         self._on_event = on_event
         self._save = save
         self._keep = keep
         self._memory = memory
-        self._tally = _Tally()
+        self._tally = Tally()
         self._isolated_rounds = 0
         self._stop = False
 
@@ -225,18 +183,23 @@ class PeerLoop:
         return frozenset().union(*(h.in_weights.keys() | h.out_weights.keys() for h in hoods))
 
     def run(self) -> Generator[Exchange | None, Delivery | None, ExitCode]:
-        """Run all rounds; returns DONE, or STOPPED if `stop` was called.
+        """Run all rounds to come; returns DONE, or STOPPED if `stop` was called.
 
-        None is yielded where a round's mixing is over: peers that are computed together can wait
-        there for each other. Every Exchange is to be answered by its Delivery, None by None.
-        Raises TrainingError, StorageError, IsolationError.
+        None is yielded where a round's mixing is over, and where a checkpoint was taken over: peers
+        that are computed together can wait there for each other. Every Exchange is to be answered
+        by its Delivery, None by None. Raises TrainingError, StorageError, IsolationError; and
+        ConfigError if the checkpoint is another peer's or strategy's.
         """
         state = self._strategy.init(self._meter, self._plan.seed)
-        self._evaluate()
+        if self._start is not None:
+            state, self._start = self._take_over(self._start, state), None
+            yield None
+        if self.round == 0 or _is_due(self.round, self._plan.evaluate_every):
+            self._evaluate()
         begin = self._clock.now()
-        for round_ in range(1, self._plan.rounds + 1):
+        for round_ in range(self.round + 1, self._plan.rounds + 1):
             self.round = round_
-            self._tally = _Tally()
+            self._tally = Tally()
             self._learner.seek(round_)
             state = yield from self._round(state)
             if self._keep:
@@ -253,6 +216,21 @@ class PeerLoop:
             if last:
                 return ExitCode.STOPPED if stopping else ExitCode.DONE
         return ExitCode.DONE
+
+    def _take_over(self, start: Checkpoint, fresh: object) -> object:
+        """Load the learner's state; returns the strategy's, made like the `fresh` one."""
+        if start.outline is None:
+            raise ConfigError(f"peer {self.me}, round {start.round}: its checkpoint is too old")
+        device = next((str(x.device) for x in self._learner.params.values()), "cpu")
+        try:
+            self._learner.load_state(start.tensors)
+            state = restore(self._strategy, fresh, start.tensors, start.outline, device)
+        except ConfigError as error:
+            raise ConfigError(
+                f"peer {self.me}, checkpoint of round {start.round}: {error}"
+            ) from error
+        self._learner.seek(start.round)
+        return state
 
     def _is_over(self, begin: float) -> bool:
         duration_s = self._plan.duration_s

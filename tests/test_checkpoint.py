@@ -1,17 +1,20 @@
-"""Checkpoints: whole or not at all, and a state of any nesting by path."""
+"""Checkpoints: whole or not at all, and damage is noticed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import json
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 
 import pytest
 import torch
-from torch import Tensor
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from p2p_dml import checkpoint
-from p2p_dml.checkpoint import Checkpoint, leaves
+from p2p_dml.checkpoint import Checkpoint
 from p2p_dml.errors import ConfigError, StorageError
 
 FLAT = torch.arange(10.0)
@@ -20,6 +23,7 @@ WHOLE = Checkpoint(
     round=12,
     digest="ab12",
     version="0.1.0",
+    outline='["map"]',
     tensors={
         "model/w": FLAT[:6].view(2, 3),  # views of one vector, as a learner keeps them
         "model/b": FLAT[6:],
@@ -32,24 +36,6 @@ WHOLE = Checkpoint(
 NAME = "checkpoints/peer-003/round-000012.safetensors"
 
 
-@dataclass
-class Inner:
-    """A part of a strategy's state."""
-
-    y: dict[str, Tensor]
-    degree: float
-
-
-@dataclass(frozen=True)
-class State:
-    """A strategy's state as strategies keep it."""
-
-    inner: Inner
-    count: int
-    done: bool
-    nothing: None = None
-
-
 def test_saved_is_loaded(tmp_path: Path) -> None:
     assert checkpoint.save(tmp_path, WHOLE) == NAME
     loaded = checkpoint.load(tmp_path / NAME)
@@ -58,6 +44,13 @@ def test_saved_is_loaded(tmp_path: Path) -> None:
     for name, x in WHOLE.tensors.items():
         assert loaded.tensors[name].dtype == x.dtype
         assert torch.equal(loaded.tensors[name], x)
+
+
+def test_tensors_that_share_memory_are_saved_one_by_one(tmp_path: Path) -> None:
+    shared = {"strategy/y": FLAT, "strategy/g": FLAT, "strategy/part": FLAT[2:5]}
+    path = tmp_path / checkpoint.save(tmp_path, replace(WHOLE, tensors=shared))
+    loaded = checkpoint.load(path).tensors
+    assert all(torch.equal(loaded[name], x) for name, x in shared.items())
 
 
 def test_only_the_checkpoint_is_left_in_its_folder(tmp_path: Path) -> None:
@@ -107,8 +100,6 @@ def test_a_torn_file_is_refused(tmp_path: Path, kept: int) -> None:
 
 @pytest.mark.parametrize("metadata", [None, {}, {"peer": "3"}, {"peer": "x", "round": "1"}])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
-    from safetensors.torch import save_file
-
     save_file({"w": torch.zeros(2)}, tmp_path / "own.safetensors", metadata)
     with pytest.raises(ConfigError, match="not a checkpoint of this runtime"):
         checkpoint.load(tmp_path / "own.safetensors")
@@ -120,53 +111,69 @@ def test_no_file_at_all(tmp_path: Path, name: str) -> None:
         checkpoint.load(tmp_path / name)
 
 
-def test_leaves_of_a_nested_state() -> None:
-    state = State(Inner({"w": FLAT.view(2, 5).T, "b": FLAT[:1]}, 2.5), 7, True)
-    found = leaves(state, "strategy")
-    assert list(found) == [
-        "strategy/inner/y/w",
-        "strategy/inner/y/b",
-        "strategy/inner/degree",
-        "strategy/count",
-        "strategy/done",
-    ]
-    assert found["strategy/inner/y/w"].is_contiguous()
-    assert torch.equal(found["strategy/inner/y/w"], FLAT.view(2, 5).T)
+def test_equal_checkpoints_are_equal_files(tmp_path: Path) -> None:
+    """Also of another process, where safetensors would put several entries in another order."""
+    content = (tmp_path / checkpoint.save(tmp_path, WHOLE)).read_bytes()
+    text = "import sys; from pathlib import Path; from p2p_dml import checkpoint as c\n"
+    text += "c.save(Path(sys.argv[2]), c.load(Path(sys.argv[1])))"
+    (tmp_path / "other").mkdir()
+    arguments = [sys.executable, "-c", text, str(tmp_path / NAME), str(tmp_path / "other")]
+    subprocess.run(arguments, check=True)
+    assert (tmp_path / "other" / NAME).read_bytes() == content
+
+
+def _places(path: Path) -> list[int]:
+    """Some places of a file: of its header's length, its header, and each kind of tensor."""
+    size = path.stat().st_size
+    return [0, 9, 60, *range(size // 2, size, 3), size - 1]
+
+
+def test_whatever_byte_is_damaged_it_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / checkpoint.save(tmp_path, WHOLE)
+    content = path.read_bytes()
+    for place in _places(path):
+        damaged = bytearray(content)
+        damaged[place] ^= 4
+        path.write_bytes(damaged)
+        with pytest.raises(ConfigError, match="not a checkpoint of this runtime"):
+            checkpoint.load(path)
 
 
 @pytest.mark.parametrize(
-    ("number", "dtype"), [(0.1, torch.float64), (2**40, torch.int64), (True, torch.bool)]
-)
-def test_numbers_keep_their_value(number: float, dtype: torch.dtype) -> None:
-    (leaf,) = leaves(number, "x").values()
-    assert (leaf.shape, leaf.dtype, leaf.item()) == ((), dtype, number)
-
-
-def test_leaves_of_mappings_with_other_keys_and_of_nothing() -> None:
-    assert list(leaves(MappingProxyType({3: FLAT, "a": {}}), "s")) == ["s/3"]
-    assert leaves(None, "s") == {}
-
-
-def test_leaves_are_no_part_of_a_graph() -> None:
-    assert not leaves(torch.ones(2, requires_grad=True), "x")["x"].requires_grad
-
-
-@pytest.mark.parametrize(
-    ("state", "message"),
+    "changes",
     [
-        ({"a": {"b": "text"}}, "s/a/b: a state cannot hold a str"),
-        ([FLAT], "s: a state cannot hold a list"),
-        (Inner({"w": (FLAT,)}, 1.0), "s/y/w: a state cannot hold a tuple"),  # type: ignore[dict-item]
+        {"peer": 4},
+        {"round": 13},
+        {"digest": "ab13"},
+        {"outline": '"int"'},
+        {"tensors": {**WHOLE.tensors, "model/b": FLAT[6:].view(2, 2)}},
+        {"tensors": {**WHOLE.tensors, "model/b": FLAT[6:].view(torch.int32)}},
+        {"tensors": {**WHOLE.tensors, "more": torch.ones(1)}},
     ],
 )
-def test_what_a_state_cannot_hold_is_named(state: object, message: str) -> None:
-    with pytest.raises(TypeError, match=message):
-        leaves(state, "s")
+def test_the_checksum_is_over_everything(tmp_path: Path, changes: dict[str, object]) -> None:
+    def facts(each: Checkpoint) -> dict[str, object]:
+        with safe_open(tmp_path / checkpoint.save(tmp_path, each), framework="pt") as file:
+            found: dict[str, object] = json.loads(file.metadata()["checkpoint"])
+        return found
+
+    other: Checkpoint = replace(WHOLE, **changes)  # type: ignore[arg-type]
+    assert facts(other)["checksum"] != facts(WHOLE)["checksum"]
 
 
-def test_leaves_of_a_state_can_be_saved(tmp_path: Path) -> None:
-    state = leaves(State(Inner({"w": FLAT.view(2, 5).T}, 2.5), 7, True), "strategy")
-    path = tmp_path / checkpoint.save(tmp_path, replace(WHOLE, tensors=state))
-    loaded = checkpoint.load(path).tensors
-    assert loaded["strategy/inner/degree"].item() == 2.5
-    assert torch.equal(loaded["strategy/inner/y/w"], FLAT.view(2, 5).T)
+def test_files_without_a_checksum_are_read(tmp_path: Path) -> None:
+    metadata = {"peer": "3", "round": "12", "digest": "ab12", "version": "0.1.0"}
+    save_file({"model/w": FLAT}, tmp_path / "old.safetensors", metadata)
+    loaded = checkpoint.load(tmp_path / "old.safetensors")
+    assert (loaded.peer, loaded.round, loaded.digest, loaded.outline) == (3, 12, "ab12", None)
+    assert torch.equal(loaded.tensors["model/w"], FLAT)
+
+
+def test_rounds_of_a_peer_newest_first(tmp_path: Path) -> None:
+    for round in (2, 1_000_000, 10):
+        checkpoint.save(tmp_path, replace(WHOLE, round=round))
+    folder = (tmp_path / NAME).parent
+    for stray in ("round-000003.part", "round-x.safetensors", "notes.txt"):
+        (folder / stray).touch()
+    assert checkpoint.saved_rounds(tmp_path, 3) == [1_000_000, 10, 2]
+    assert checkpoint.saved_rounds(tmp_path, 4) == []

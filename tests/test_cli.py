@@ -36,8 +36,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("command", "names"),
     [
         ("", ["run", "simulate", "sweep", "peer", "topology", "report", "export", "data"]),
-        ("run", ["--set", "--out", "--quiet"]),
-        ("simulate", ["--set", "--out", "--quiet"]),
+        ("run", ["--resume", "--set", "--out", "--quiet"]),
+        ("simulate", ["--resume", "--set", "--out", "--quiet"]),
         ("sweep", ["--set", "--out", "--jobs", "--only", "--reports", "--dry-run", "--quiet"]),
         ("peer", ["--me", "--set", "--out"]),
         ("topology", ["show"]),
@@ -78,6 +78,35 @@ def test_overrides_reach_the_run(run: Path, tmp_path: Path) -> None:
     assert "rounds = 3" in text
     assert 'kind = "complete"' in text
     assert 'name = "allreduce"' in text
+
+
+def test_a_run_is_resumed_in_its_own_folder_as_it_was_computed(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    file = str(run.parent / "run.toml")
+    _call("simulate", file, "--out", str(out), "--quiet", "--lockstep")
+    result = _call("simulate", "--resume", str(out), "--set", "rounds=3")
+    assert result.exit_code == 0
+    assert "resumed after round 2 of 3" in result.output
+    assert "as one batch" not in result.output
+    assert "3 of 3 rounds" in result.output
+
+
+@pytest.mark.parametrize("command", ["run", "simulate"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "expected a run file, or --resume and the folder of a run to go on with, found none"),
+        (("{file}", "--resume", "{run}"), "found both"),
+        (("--resume", "{run}", "--out", "new"), "--out new: a resumed run goes on in its own"),
+        (("--resume", "nowhere"), "--resume nowhere: not a run folder"),
+    ],
+)
+def test_what_to_run_is_said_once(
+    run: Path, command: str, arguments: tuple[str, ...], says: str
+) -> None:
+    given = [each.format(run=run, file=run.parent / "run.toml") for each in arguments]
+    with pytest.raises(ConfigError, match=says):
+        _call(command, *given)
 
 
 def test_report_on_one_run_is_made_again(run: Path) -> None:

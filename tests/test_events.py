@@ -16,6 +16,7 @@ from p2p_dml.events import EventLog
 
 EVENTS: list[events.Event] = [
     events.Started(10, 5, "ipc:///a", 650, 100, [50, 50]),
+    events.Resumed(3),
     events.Joined(0.25),
     events.RoundDone(1, 0.5, 10, 20, 2, missing=[3], seconds={"train": 0.1}, reported={"w": 3.0}),
     events.RoundDone(2, None, 0, 0, 0),
@@ -45,12 +46,32 @@ def write(path: Path, *some: events.Event, clock: Callable[[], float] = lambda: 
     ("event", "name"),
     [
         (events.Started, "started"),
+        (events.Resumed, "resumed"),
         (events.RoundDone, "round_done"),
         (events.NeighbourChanged, "neighbour_changed"),
     ],
 )
 def test_names(event: type[events.Event], name: str) -> None:
     assert events.event_name(event) == name
+
+
+@pytest.mark.parametrize(
+    ("line", "counts_no_more"),
+    [
+        ({"event": "started"}, False),
+        ({"event": "round_done", "round": 7}, False),
+        ({"event": "round_done", "round": 8}, True),
+        ({"event": "evaluated", "round": 6}, False),
+        ({"event": "evaluated", "round": 7}, True),
+        ({"event": "isolated", "round": 8}, True),
+        ({"event": "resumed", "round": 9}, False),
+    ],
+)
+def test_what_a_peer_that_resumes_after_round_7_does_again(
+    line: dict[str, object], counts_no_more: bool
+) -> None:
+    resumed: dict[str, object] = {"event": "resumed", "round": 7}
+    assert events.standing([line, resumed, line]) == [line] * (not counts_no_more) + [resumed, line]
 
 
 def test_the_place_of_a_file(tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ LEVELS = (
     ("kernels", "links", "plugins"),
     ("strategies", "hypernet"),
     ("wire", "events", "config", "liveness", "mailbox", "pace"),
-    ("peer", "drive", "simulate", "checkpoint"),
+    ("peer", "drive", "simulate", "checkpoint", "states", "meter"),
     ("transports", "learners", "data", "models", "layers"),
     ("assemble",),
-    ("launchers", "report", "sweep", "export", "cli"),
+    ("launchers", "report", "sweep", "export", "cli", "console"),
     ("__init__", "__main__"),  # the faces of the package; its version is free for all
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from p2p_dml.errors import ExitCode, IsolationError, WireError
-from p2p_dml.events import Event, Isolated, Rejected, RoundDone
+from p2p_dml.checkpoint import Checkpoint
+from p2p_dml.errors import ConfigError, ExitCode, IsolationError, WireError
+from p2p_dml.events import Evaluated, Event, Isolated, Rejected, RoundDone
 from p2p_dml.kernels.mixing import metropolis
 from p2p_dml.learners import FunctionLearner
 from p2p_dml.links import Walk
@@ -36,7 +37,12 @@ class Driven:
     """Peer 0 of three that all hear each other, with every delivery made by the test."""
 
     def __init__(
-        self, plan: Plan, strategy: AnyStrategy | None = None, *, work_s: float = 0.0
+        self,
+        plan: Plan,
+        strategy: AnyStrategy | None = None,
+        *,
+        work_s: float = 0.0,
+        start: Checkpoint | None = None,
     ) -> None:
         self.events: list[Event] = []
         self.clock = VirtualClock()
@@ -56,6 +62,7 @@ class Driven:
             plan,
             on_event=self.events.append,
             save=lambda round, model, state: "",
+            start=start,
             clock=self.clock,
         )
 
@@ -174,3 +181,58 @@ def test_a_coded_message_is_read_as_the_strategy_says_and_missing_if_it_cannot_b
     refused = [event for event in driven.events if isinstance(event, Rejected)]
     assert [(each.sender, each.why) for each in refused] == [(2, "below 0 from 2")]
     assert [e.missing for e in driven.events if isinstance(e, RoundDone)] == [[2]]
+
+
+# ---- going on from a checkpoint ---------------------------------------------------------------
+
+
+def _start(outline: str | None, **tensors: Tensor) -> Checkpoint:
+    return Checkpoint(
+        0, 4, "", "", {name.replace("_", "/"): x for name, x in tensors.items()}, outline
+    )
+
+
+def test_who_goes_on_begins_after_the_round_of_its_checkpoint() -> None:
+    start = _start("null", model_x=torch.full((1,), 5.0))
+    driven = Driven(Plan(rounds=6, seed=0, evaluate_every=2), Local(), start=start)
+    assert driven.loop.round == 4
+    assert driven.run(NOBODY) is ExitCode.DONE
+    evaluated = [event.round for event in driven.events if isinstance(event, Evaluated)]
+    done = [event.round for event in driven.events if isinstance(event, RoundDone)]
+    assert (evaluated, done) == ([4, 6], [5, 6])
+    assert driven.learner.params["x"].item() == 5.0
+
+
+def test_an_evaluation_that_was_due_at_the_end_only_is_not_done_again() -> None:
+    start = _start("null", model_x=torch.zeros(1))
+    driven = Driven(Plan(rounds=6, seed=0, evaluate_every=3), Local(), start=start)
+    driven.run(NOBODY)
+    assert [event.round for event in driven.events if isinstance(event, Evaluated)] == [6]
+
+
+def test_without_rounds_to_do_nothing_is_saved() -> None:
+    start = _start("null", model_x=torch.zeros(1))
+    driven = Driven(Plan(rounds=4, seed=0, evaluate_every=0), Local(), start=start)
+    assert driven.run(NOBODY) is ExitCode.DONE
+    assert driven.events == []
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (_start(None, model_x=torch.zeros(1)), "its checkpoint is too old"),
+        (_start("null", model_y=torch.zeros(1)), "does not fit the model"),
+        (
+            _start('["class","SGPState",["weight","float"]]', model_x=torch.zeros(1)),
+            "strategy/weight: missing",
+        ),
+        (
+            _start('["class","Other",["weight","float"]]', model_x=torch.zeros(1)),
+            "strategy: found a Other and cannot tell which class that is",
+        ),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_named(start: Checkpoint, message: str) -> None:
+    driven = Driven(Plan(rounds=6, seed=0), SGP(), start=start)
+    with pytest.raises(ConfigError, match=f"peer 0, .*round 4: .*{message}"):
+        driven.run(NOBODY)

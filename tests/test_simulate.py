@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from p2p_dml import config, report
+from p2p_dml.checkpoint import saved_rounds
 from p2p_dml.errors import ConfigError, ExitCode
 from p2p_dml.events import Event, RoundDone
 from p2p_dml.kernels.mixing import RULES
@@ -85,6 +86,9 @@ class Still:
 
     def state(self) -> Tensors:
         return self.params
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.params = dict(state)
 
 
 @dataclass
@@ -350,3 +354,35 @@ def test_the_example_runs(tmp_path: Path) -> None:
     slow = recorded.meta.stragglers
     assert len(slow) == 4
     assert done == {i: 2 if i in slow else 10 for i in range(16)}
+
+
+STRIKE = """
+import signal
+from torch import nn
+
+def network():
+    return nn.Linear(2, 1)
+
+def train(model, round, peer):
+    if (peer, round) == (2, 3):
+        signal.raise_signal(signal.SIGINT)
+    return 0.5
+"""
+
+
+def test_a_signal_ends_all_peers_after_the_same_round(tmp_path: Path) -> None:
+    """It comes while some have trained the round and others have not."""
+    (tmp_path / "strike.py").write_text(STRIKE, encoding="utf-8")
+    tables = {
+        "peers": 4,
+        "rounds": 9,
+        "strategy": "dpsgd",
+        "links": "ring",
+        "model": "strike:network",
+        "train": "strike:train",
+    }
+    run = config.parse(tables, tmp_path)
+    outcome = simulated.simulate(run, tmp_path / "out", lambda path, started: lambda: None)
+    assert outcome.exit_codes == dict.fromkeys(range(4), int(ExitCode.STOPPED))
+    saved = [saved_rounds(tmp_path / "out", peer) for peer in range(4)]
+    assert saved == [[3]] * 4

@@ -17,7 +17,8 @@ from p2p_dml.checkpoint import checkpoint_file
 from p2p_dml.checkpoint import load as load_checkpoint
 from p2p_dml.errors import ConfigError, ExitCode
 from p2p_dml.events import event_file, read_events
-from p2p_dml.launchers import simulated
+from p2p_dml.launchers import resuming, simulated
+from p2p_dml.report.load import load as load_run
 from p2p_dml.types import Tensors
 
 PEERS, ROUNDS = 5, 4
@@ -153,6 +154,37 @@ def test_the_run_folders_hold_the_same_files(tmp_path: Path) -> None:
         {path.relative_to(folder) for path in folder.rglob("*")} for folder in _both({}, tmp_path)
     )
     assert batch == single
+
+
+RESUMED: Mapping[str, Mapping[str, Any]] = {
+    name: CASES[name] for name in ("dpsgd", "adam", "learned p", "mixes first", "own classes")
+}
+
+
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("tables", RESUMED.values(), ids=RESUMED)
+def test_a_resumed_run_has_the_bits_and_figures_of_an_uninterrupted_one(
+    tables: Mapping[str, Any], batched: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "orders.py").write_text(ORDERS, encoding="utf-8")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run = config.parse({**BASE, **tables, "rounds": 6}, tmp_path)
+    simulated.simulate(run, whole, _ignore, batched=batched)
+    simulated.simulate(run.model_copy(update={"rounds": 3}), parts, _ignore, batched=batched)
+    past = resuming.read(parts, ["rounds=6"], "simulate")
+    simulated.simulate(past.config, None, _ignore, batched=batched, past=past)
+    for peer in range(PEERS):
+        for round_ in (3, 6):
+            ours, theirs = _saved(parts, peer, round_), _saved(whole, peer, round_)
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(x, ours[name]) for name, x in theirs.items())
+        assert _evaluations(parts, peer) == _evaluations(whole, peer)
+
+
+def _evaluations(folder: Path, peer: int) -> list[object]:
+    """Those that count, every bit of them."""
+    found = load_run(folder).peers[peer].evaluations
+    return [found.round.tolist(), found.accuracy.tolist(), found.loss.tolist(), found.sketch]
 
 
 # --- which of the two ------------------------------------------------------------------------

@@ -49,12 +49,13 @@ class Cause:
     why: str = ""
     noticed: str = ""
 
-    def __str__(self) -> str:
+    def told(self, noun: str = "peer") -> str:
+        """A sentence; `noun`: what the numbers of the endings count."""
         when = f"in round {self.round}" if self.round else "before the first round"
         if self.why:
-            return f"peer {self.peer} failed {when}: {self.why}"
+            return f"{noun} {self.peer} failed {when}: {self.why}"
         what = self.noticed or "it ended or hangs without a word"
-        return f"peer {self.peer} was lost {when}: {what}"
+        return f"{noun} {self.peer} was lost {when}: {what}"
 
 
 def cause_of(me: PeerId, endings: Mapping[PeerId, Ending], peers: Iterable[PeerId]) -> Cause | None:
@@ -99,13 +100,18 @@ class Judgement:
     is_said: bool = False
 
 
-def judge(me: PeerId, endings: Mapping[PeerId, Ending], peers: Iterable[PeerId]) -> Judgement:
-    """What the last words of `peers` mean for peer `me`, whose own are among them, not "failed"."""
+def judge(
+    me: PeerId, endings: Mapping[PeerId, Ending], peers: Iterable[PeerId], noun: str = "peer"
+) -> Judgement:
+    """What the last words of `peers` mean for peer `me`, whose own are among them, not "failed".
+
+    Before the first round they may be ranks, as `noun` says.
+    """
     own, cause = endings[me], cause_of(me, endings, peers)
     if cause is not None:
         broken = ExitCode.BROKEN if own.round else ExitCode.STARTUP
         code = ExitCode.DONE if own.how == "done" else broken
-        return Judgement(code=code, why=str(cause), is_said=bool(cause.why))
+        return Judgement(code=code, why=cause.told(noun), is_said=bool(cause.why))
     if own.how == "done":
         return Judgement(code=ExitCode.DONE)
     if any(ending.how == "stopped" for ending in endings.values()):

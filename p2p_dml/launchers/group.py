@@ -6,13 +6,11 @@ the last words of all. The group is that of all peers, or, with ZeroMQ between h
 
 from __future__ import annotations
 
-import os
 import secrets
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import dataclass
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
@@ -20,9 +18,9 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore
 
-from p2p_dml import __version__, checkpoint
-from p2p_dml.assemble import Blueprint, loop_of
-from p2p_dml.checkpoint import Checkpoint, leaves
+from p2p_dml import checkpoint
+from p2p_dml.assemble import Blueprint, checkpoint_of, loop_of
+from p2p_dml.checkpoint import Checkpoint
 from p2p_dml.drive import drive
 from p2p_dml.errors import ExitCode, StorageError, TransportError, exit_code_of
 from p2p_dml.events import Checkpointed, EventLog, Finished, Joined, event_file
@@ -30,6 +28,7 @@ from p2p_dml.launchers.endings import Ending, judge
 from p2p_dml.launchers.meeting import Meeting
 from p2p_dml.launchers.process import keep_freed_memory, memory_mb, release_freed_memory
 from p2p_dml.launchers.ranks import Choice
+from p2p_dml.launchers.resuming import Start
 from p2p_dml.launchers.single import (
     LARGE_MODEL_BYTES,
     AnyLearner,
@@ -44,6 +43,8 @@ from p2p_dml.launchers.stopping import (
     Overdue,
     Stopping,
 )
+from p2p_dml.launchers.teams import connect
+from p2p_dml.learners.parallel import ParallelLearner
 from p2p_dml.peer import PeerLoop
 from p2p_dml.tensors import clone, num_bytes
 from p2p_dml.transports.at_home import at_home
@@ -51,9 +52,6 @@ from p2p_dml.transports.hybrid import HybridTransport
 from p2p_dml.transports.torchdist import Group, TorchDistTransport
 from p2p_dml.transports.zeromq import ZeroMQTransport
 from p2p_dml.types import PeerId, Tensors, Transport
-
-_CONNECT_S = 20.0
-"""How long connecting may take at least; all ranks are there by then."""
 
 _MORE_ROUNDS = 2
 """Rounds that may still begin after a signal, so that all ranks come to end after the same one."""
@@ -64,8 +62,9 @@ _MORE_ROUNDS = 2
 class Seat:
     """What a rank has prepared before it meets the others.
 
-    `group`: the peers with which it ends. `bind` and `introduce`: where ZeroMQ listens, and how
-    addresses are exchanged.
+    `group`: the peers with which it ends; `leaders`: the process group of these, if other ranks
+    help them. `bind` and `introduce`: where ZeroMQ listens, and how addresses are exchanged.
+    `start`: where to go on, in a resumed run.
     """
 
     parts: Blueprint
@@ -73,10 +72,18 @@ class Seat:
     me: PeerId
     choice: Choice
     group: range
+    leaders: dist.ProcessGroup | None
     bind: str
     introduce: Introduce
     device: torch.device
     run: Path
+    start: Start | None
+
+    def leave(self, *, is_done: bool) -> None:
+        """Let the ranks that help this one go, if there are any, before the groups are closed."""
+        if self.leaders is not None:
+            assert isinstance(self.learner, ParallelLearner)
+            self.learner.close(is_done=is_done)
 
 
 @final
@@ -94,24 +101,24 @@ class Result:
 
 
 @final
-class LastRound:
-    """A copy of a peer's state after its last complete round."""
+class Spare:
+    """A copy of a peer's state after its last complete round, should a later one not be."""
 
-    def __init__(self) -> None:
-        self._round = 0
-        self._tensors: Tensors = {}
+    def __init__(self, me: PeerId, digest: bytes) -> None:
+        self._me = me
+        self._digest = digest
+        self._held: Checkpoint | None = None
 
     def keep(self, round_: int, model: Tensors, state: object) -> None:
         """Take the state after `round_`; `model` is a copy already."""
-        self._round = round_
-        self._tensors = model | clone(leaves(state, "strategy"))
+        held = checkpoint_of(self._me, round_, self._digest, {}, state)
+        self._held = replace(held, tensors=model | clone(held.tensors))
 
-    def save(self, run: Path, me: PeerId, digest: bytes) -> Checkpointed | None:
-        """Write it; None before the end of round 1."""
-        if not self._round:
+    def save(self, run: Path) -> Checkpointed | None:
+        """Write it; None before the end of a round."""
+        if self._held is None:
             return None
-        held = Checkpoint(me, self._round, digest.hex(), __version__, self._tensors)
-        return Checkpointed(self._round, checkpoint.save(run, held))
+        return Checkpointed(self._held.round, checkpoint.save(run, self._held))
 
 
 def run_in_group(
@@ -135,13 +142,15 @@ class _Member:
         self._stopping = stopping
         self._log = log
         self._digest = seat.parts.digest(seat.learner.module)
-        self._last = LastRound()
+        self._spare = Spare(seat.me, self._digest)
         self._is_whole = False  # until all rounds are over and saved
         self._transport: Transport | None = None
 
     def run(self, on_round: Callable[[], None]) -> Result:
         seat = self._seat
         self._log.write(started_event(seat.parts, seat.learner, seat.me, 0, seat.choice.name))
+        if seat.start is not None:
+            self._log.write(seat.start.event)
         loop = loop_of(
             seat.parts,
             seat.learner,
@@ -150,7 +159,8 @@ class _Member:
             seat.run,
             self._log.write,
             memory_mb,
-            keep=self._last.keep,
+            keep=self._spare.keep,
+            start=seat.start.checkpoint if seat.start else None,
         )
         error: Exception | None = None
         try:
@@ -183,6 +193,8 @@ class _Member:
                 code = drive(loop, transport, straggler_s, each_round)
             self._is_whole = True
         except TransportError as error:
+            if error.peer == self._seat.me:  # a rank that helped this one is lost
+                raise
             return Ending(
                 how="broken",
                 round=loop.round,
@@ -208,30 +220,26 @@ class _Member:
         write = self._log.write
         far = ZeroMQTransport(seat.me, seat.bind, self._digest, incarnation, limits, write, mailbox)
         book = seat.introduce(far.endpoint)
-        far.open(book, loop.neighbours(1) - {*seat.group})
+        far.open(book, loop.neighbours(loop.round + 1) - {*seat.group})
         return at_home(far, seat.device)
 
     def _open_near(self) -> TorchDistTransport:
         """Connect to the other peers of the group."""
         config, backend = self._seat.parts.config.transport, self._seat.choice.backend
-        group, device = self._seat.group, torch.device("cpu")
-        if backend == "nccl":
-            device = self._seat.device
-            torch.cuda.set_device(device)
-            # So that waiting for a batch ends with an error, not with the process.
-            os.environ.setdefault("TORCH_NCCL_BLOCKING_WAIT", "1")
-        try:
-            dist.init_process_group(
+        assert backend is not None
+        seat, group = self._seat, self._seat.group
+        if seat.leaders is None:
+            connect(
                 backend,
-                store=PrefixStore(f"group of {group[0]}", self._meeting.store),
-                rank=group.index(self._seat.me),
-                world_size=len(group),
-                timeout=timedelta(seconds=max(config.straggler_s, _CONNECT_S)),
+                seat.device,
+                PrefixStore(f"group of {group[0]}", self._meeting.store),
+                group.index(seat.me),
+                len(group),
+                config.straggler_s,
             )
-        except RuntimeError as error:
-            raise TransportError(f"cannot connect to all peers: {error}") from error
+        wire = seat.device if backend == "nccl" else torch.device("cpu")
         transport = TorchDistTransport(
-            Group(device, group[0]),
+            Group(wire, group[0], seat.leaders),
             self._digest,
             home=self._seat.device,
             max_message_bytes=config.max_message_bytes,
@@ -252,7 +260,7 @@ class _Member:
         if not self._is_whole:
             self._break_up()
             with suppress(StorageError):
-                if saved := self._last.save(self._seat.run, me, self._digest):
+                if saved := self._spare.save(self._seat.run):
                     self._log.write(saved)
         if error is not None:
             return Result(code=exit_code_of(error), error=error, why=ending.why)
@@ -270,6 +278,7 @@ class _Member:
 
         Those of a broken NCCL group may hang in that; they go with the process.
         """
+        self._seat.leave(is_done=self._is_whole)
         if dist.is_initialized() and (self._is_whole or self._seat.choice.backend == "gloo"):
             dist.destroy_process_group()
 

@@ -10,8 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +20,16 @@ from p2p_dml.assemble import blueprint, check_all, load_data
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import WORST_FIRST, ExitCode
 from p2p_dml.launchers import folder
+from p2p_dml.launchers.last_round import LastRound
 from p2p_dml.launchers.process import on_stop_signals
 from p2p_dml.launchers.rendezvous import Desk
+from p2p_dml.launchers.resuming import Past, take_up
 from p2p_dml.launchers.scratch import lay_out, temporary_folder
-from p2p_dml.launchers.single import Assignment, check_transport
+from p2p_dml.launchers.single import LAST_ROUND, Assignment, check_transport
 from p2p_dml.types import PeerId
 
 STOP_GRACE_S = 60.0
-"""How long peers may take to finish their round after a first Ctrl-C."""
+"""How long peers may take to finish their last round after a first Ctrl-C."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,44 +81,73 @@ class _Aborted(Exception):
 
 
 def run(
-    config: RunConfig, out: Path | None, watch: Callable[[Path, float], Callable[[], None]]
+    config: RunConfig,
+    out: Path | None,
+    watch: Callable[[Path, float], Callable[[], None]],
+    past: Past | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Run all peers to their end; `watch(folder, started)` gives a function called meanwhile.
 
-    The first SIGINT or SIGTERM lets peers finish their round and save; the second kills them.
-    Raises ConfigError before anything is written, StorageError if the folder cannot be,
-    StartupError if peers do not come up.
+    `past`: the run to go on with, in its folder; `config` is its own then. `say` is told where it
+    does. The first SIGINT or SIGTERM lets peers finish a round, the same for all, and save; the
+    second kills them. Raises ConfigError before anything is written, StorageError if the folder
+    cannot be, StartupError if peers do not come up.
     """
     started = time.time()
     check_transport(config)
-    path = folder.choose(out, config)
-    with temporary_folder() as scratch, _nursery(config.threads) as nursery:
+    path = past.path if past else folder.choose(out, config)
+    with ExitStack() as stack:
+        scratch = stack.enter_context(temporary_folder())
+        nursery = stack.enter_context(_nursery(config.threads))
         shared = blueprint(config, *load_data(config))
         model = check_all(shared)
-        folder.create(path, shared, model, "run", started)
+        if past is None:
+            folder.create(path, shared, model, "run", started)
+        stack.enter_context(folder.claimed(path) if past else folder.held(path))
+        starts = take_up(past, shared, model, started, say) if past else None
         lay_out(shared.dataset, shared.shards, scratch)
+        done = min(starts.values()) if starts else 0
+        words = LastRound.create(scratch / LAST_ROUND, config.peers, done)
+        last = stack.enter_context(closing(words))
         desk = Desk(scratch / "desk.sock", config.peers)
-        nursery.begin(config.peers, _assignment(config, path, scratch))
+        nursery.begin(config.peers, _assignment(config, path, scratch, starts))
         update = watch(path, started)
-        with on_stop_signals(nursery.stop, each=True):  # stop the peers, not the launcher
-            exit_codes = nursery.exit_codes
-            try:
-                desk.gather(config.transport.startup_s, nursery.abort_if_ended)
-                shutil.rmtree(scratch / "data", ignore_errors=True)  # every peer has mapped it
-                desk.publish()
-            except _Aborted as aborted:
-                exit_codes = aborted.exit_codes
-            finally:
-                desk.close()
-            while nursery.running:
-                nursery.listen(0.25)
-                update()
-            update()
+
+        def stop() -> None:  # the peers, not the launcher
+            nursery.stop(is_agreed=shared.pace.waits and last.choose(done))
+
+        with on_stop_signals(stop, each=True):
+            exit_codes = _attend(nursery, desk, config.transport.startup_s, scratch, update)
         return Outcome(path, exit_codes, _errors(scratch, exit_codes))
 
 
-def _assignment(config: RunConfig, path: Path, scratch: Path) -> dict[str, Any]:
-    everyone = Assignment(str(path.resolve()), str(scratch), str(config.folder.resolve()), me=0)
+def _attend(
+    nursery: _Nursery, desk: Desk, startup_s: float, scratch: Path, update: Callable[[], None]
+) -> dict[PeerId, int]:
+    """Bring the peers together and wait for their ends; returns how each ended."""
+    exit_codes = nursery.exit_codes
+    try:
+        desk.gather(startup_s, nursery.abort_if_ended)
+        shutil.rmtree(scratch / "data", ignore_errors=True)  # every peer has mapped it
+        desk.publish()
+    except _Aborted as aborted:
+        exit_codes = aborted.exit_codes
+    finally:
+        desk.close()
+    while nursery.running:
+        nursery.listen(0.25)
+        update()
+    update()
+    return exit_codes
+
+
+def _assignment(
+    config: RunConfig, path: Path, scratch: Path, starts: Mapping[PeerId, int] | None
+) -> dict[str, Any]:
+    home = str(config.folder.resolve())
+    rounds = [starts[peer] for peer in range(config.peers)] if starts is not None else None
+    everyone = Assignment(str(path.resolve()), str(scratch), home, me=0, starts=rounds)
     return {key: value for key, value in asdict(everyone).items() if key != "me"}
 
 
@@ -184,9 +215,15 @@ class _Nursery:
             with suppress(ProcessLookupError):
                 os.kill(self._pids[peer], number)
 
-    def stop(self) -> None:
-        """First call: let peers finish and save. Second: kill them."""
-        self.signal(signal.SIGTERM if self._stopped_at is None else signal.SIGKILL)
+    def stop(self, *, is_agreed: bool) -> None:
+        """First call: let peers finish and save. Second: kill them.
+
+        `is_agreed`: they know already after which round to end.
+        """
+        if self._stopped_at is not None:
+            self.signal(signal.SIGKILL)
+        elif not is_agreed:
+            self.signal(signal.SIGTERM)
         self._stopped_at = time.monotonic()
 
 

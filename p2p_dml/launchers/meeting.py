@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from datetime import timedelta
 from typing import TypeVar, final
 
-from torch.distributed.distributed_c10d import Store
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from p2p_dml.errors import StartupError, TransportError
@@ -37,45 +37,51 @@ def meet(ranks: Ranks, timeout_s: float) -> Meeting:
             f"peer {ranks.rank}: cannot reach torchrun's store (MASTER_ADDR, MASTER_PORT): {error}"
         ) from error
     store.set_timeout(timedelta(seconds=_ANSWER_S))
-    return Meeting(store, ranks)
+    return Meeting(store, ranks.rank, ranks.size)
 
 
 @final
 class Meeting:
-    """One rank's view of the store."""
+    """How one of `size` members, which are ranks or peers (`noun`), sees the store."""
 
-    def __init__(self, store: Store, ranks: Ranks) -> None:
+    def __init__(self, store: Store, me: int, size: int, noun: str = "peer") -> None:
         self.store = store
-        self._ranks = ranks
-        self._peers = range(ranks.size)
+        self.noun = noun
+        self._me = me
+        self._members = range(size)
         self._why_gone: RuntimeError | None = None
 
+    def of_peers(self, me: PeerId, peers: int) -> Meeting:
+        """A meeting of the peers, where they are fewer than the ranks that meet here."""
+        self.noun = "rank"
+        return Meeting(PrefixStore("peers", self.store), me, peers)
+
     def tell(self, topic: str, text: str) -> None:
-        """Say something as this peer."""
-        self._ask(lambda: self.store.set(f"{topic}/{self._ranks.rank}", text))
+        """Say something as this member."""
+        self._ask(lambda: self.store.set(f"{topic}/{self._me}", text))
         self._ask(lambda: self.store.add(f"{topic}/count", 1))
 
     def count(self, topic: str) -> int:
         """How many have told."""
         return int(self._ask(lambda: self.store.add(f"{topic}/count", 0)))
 
-    def heard(self, topic: str, peer: PeerId) -> str | None:
-        """What a peer told, if it has."""
-        key = f"{topic}/{peer}"
+    def heard(self, topic: str, member: int) -> str | None:
+        """What a member told, if it has."""
+        key = f"{topic}/{member}"
         is_there = self._ask(lambda: self.store.check([key]))
         return self._ask(lambda: self.store.get(key)).decode() if is_there else None
 
-    def everything(self, topic: str) -> dict[PeerId, str]:
-        """What was told so far, by peer."""
-        told = {peer: self.heard(topic, peer) for peer in self._peers}
-        return {peer: text for peer, text in told.items() if text is not None}
+    def everything(self, topic: str) -> dict[int, str]:
+        """What was told so far, by member."""
+        told = {member: self.heard(topic, member) for member in self._members}
+        return {member: text for member, text in told.items() if text is not None}
 
     def is_first(self, what: str) -> bool:
-        """True at the first rank that asks for `what`."""
+        """True at the first member that asks for `what`."""
         return int(self._ask(lambda: self.store.add(f"first/{what}", 1))) == 1
 
     def agree(self, what: str, proposal: str) -> str:
-        """The first proposal for `what` that any rank made."""
+        """The first proposal for `what` that any member made."""
         key = f"agreed/{what}"
         return self._ask(lambda: self.store.compare_set(key, "", proposal)).decode()
 
@@ -89,12 +95,10 @@ class Meeting:
         why = f"torchrun's store does not answer: {self._why_gone}"
         raise TransportError(why) from self._why_gone
 
-    def listen(
-        self, topic: str, teller: PeerId, timeout_s: float, check: Callable[[], None]
-    ) -> str:
-        """Wait for what one peer tells; `check` may raise meanwhile.
+    def listen(self, topic: str, teller: int, timeout_s: float, check: Callable[[], None]) -> str:
+        """Wait for what one member tells; `check` may raise meanwhile.
 
-        Raises TransportError if that peer ends first, StartupError after `timeout_s`.
+        Raises TransportError if that one ends first, StartupError after `timeout_s`.
         """
         return self._wait(lambda: self.heard(topic, teller), {teller}, topic, timeout_s, check)
 
@@ -103,15 +107,15 @@ class Meeting:
         topic: str,
         timeout_s: float,
         check: Callable[[], None],
-        tellers: Collection[PeerId] | None = None,
-    ) -> dict[PeerId, str]:
-        """Wait until all `tellers` (all peers if None), and nobody else, have told.
+        tellers: Collection[int] | None = None,
+    ) -> dict[int, str]:
+        """Wait until all `tellers` (all members if None), and nobody else, have told.
 
         Errors are those of `listen`, naming who is missing.
         """
-        awaited = {*self._peers} if tellers is None else {*tellers}
+        awaited = {*self._members} if tellers is None else {*tellers}
 
-        def complete() -> dict[PeerId, str] | None:
+        def complete() -> dict[int, str] | None:
             return self.everything(topic) if self.count(topic) == len(awaited) else None
 
         return self._wait(complete, awaited, topic, timeout_s, check)
@@ -119,7 +123,7 @@ class Meeting:
     def _wait(
         self,
         ready: Callable[[], _T | None],
-        tellers: set[PeerId],
+        tellers: set[int],
         topic: str,
         timeout_s: float,
         check: Callable[[], None],
@@ -131,38 +135,38 @@ class Meeting:
                 self._check_endings(tellers, topic)
             if time.monotonic() > deadline:
                 missing = sorted(tellers - self.everything(topic).keys())
-                raise StartupError(f"peers {missing} did not start within {timeout_s:g} s")
+                raise StartupError(f"{self.noun}s {missing} did not start within {timeout_s:g} s")
             time.sleep(_POLL_S)
         return found
 
-    def _check_endings(self, tellers: set[PeerId], topic: str) -> None:
-        for peer in sorted(tellers & self.endings().keys()):
-            if self.heard(topic, peer) is None:
-                raise TransportError(f"peer {peer} has ended", peer)
+    def _check_endings(self, tellers: set[int], topic: str) -> None:
+        for member in sorted(tellers & self.endings().keys()):
+            if self.heard(topic, member) is None:
+                raise TransportError(f"{self.noun} {member} has ended", member)
 
-    def endings(self) -> dict[PeerId, Ending]:
-        """The last words that were said so far, by peer."""
+    def endings(self) -> dict[int, Ending]:
+        """The last words that were said so far, by member."""
         return {p: decode_ending(text) for p, text in self.everything("ending").items()}
 
     def beat(self) -> None:
-        """Let the others know that this peer gets on."""
+        """Let the others know that this member gets on."""
         self._ask(lambda: self.store.add("beats", 1))
 
     def last_words(
-        self, is_over: Callable[[float], bool], peers: Collection[PeerId] | None = None
-    ) -> dict[PeerId, Ending]:
-        """Wait for the last words of `peers` (None: all), until `is_over`.
+        self, is_over: Callable[[float], bool], members: Collection[int] | None = None
+    ) -> dict[int, Ending]:
+        """Wait for the last words of `members` (None: all), until `is_over`.
 
         That is asked with the seconds since anybody spoke or let know that it gets on.
         """
-        awaited = {*self._peers} if peers is None else {*peers}
+        awaited = {*self._members} if members is None else {*members}
         heard, news = (-1, -1), 0.0
         while True:
             if (now := self._count_signs()) != heard:
                 heard, news = now, time.monotonic()
             endings = self.endings()
             if awaited <= endings.keys() or is_over(time.monotonic() - news):
-                return {peer: ending for peer, ending in endings.items() if peer in awaited}
+                return {member: end for member, end in endings.items() if member in awaited}
             time.sleep(_POLL_S)
 
     def _count_signs(self) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, final
 
 from p2p_dml.errors import ConfigError
+from p2p_dml.types import PeerId
 
 if TYPE_CHECKING:  # every start of the command imports this module
     from p2p_dml.config import TransportConfig
@@ -32,7 +33,7 @@ class Ranks:
 
     @property
     def here(self) -> range:
-        """The ranks of this host."""
+        """The ranks of this host, with this one."""
         first = self.rank - self.local_rank
         return range(first, first + self.local_size)
 
@@ -40,6 +41,35 @@ class Ranks:
     def is_one_host(self) -> bool:
         """Whether all ranks are on this host."""
         return self.local_size == self.size
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """What a rank is for: it is the one at `place` of the `each` ranks that train peer `me`.
+
+    The first of them leads: it is the peer to all others. `here`: the peers of this host.
+    """
+
+    me: PeerId
+    place: int
+    each: int
+    here: range
+
+
+def role_of(ranks: Ranks, each: int) -> Role:
+    """The role of a rank where `each` ranks in a row train a peer.
+
+    Raises ConfigError if the ranks of a peer are not on one host.
+    """
+    if ranks.local_size % each or (ranks.rank - ranks.local_rank) % each:
+        raise ConfigError(
+            f"peers: {each} ranks train each peer, and this host has {ranks.local_size}; expected "
+            f"a multiple of {each}, so that the ranks of a peer are on one host"
+        )
+    me, place = divmod(ranks.rank, each)
+    first = (ranks.rank - ranks.local_rank) // each
+    return Role(me=me, place=place, each=each, here=range(first, first + ranks.local_size // each))
 
 
 def ranks_of(environment: Mapping[str, str]) -> Ranks | None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 from typing import Protocol
 
 import torch
+from torch import nn
 
 from p2p_dml import data
 from p2p_dml.assemble import (
@@ -24,11 +26,12 @@ from p2p_dml.assemble import (
     why_alone,
 )
 from p2p_dml.config import RunConfig
-from p2p_dml.errors import ConfigError, P2PError
+from p2p_dml.errors import ConfigError, ExitCode, P2PError
 from p2p_dml.events import EventLog, Finished, Joined, Started, event_file
 from p2p_dml.launchers import folder
 from p2p_dml.launchers.local import Outcome
 from p2p_dml.launchers.process import keep_freed_memory, on_stop_signals
+from p2p_dml.launchers.resuming import Past, Start, start_of, take_up
 from p2p_dml.learners import drawback
 from p2p_dml.pace import VirtualClock
 from p2p_dml.peer import LocalLearner, PeerLoop
@@ -53,6 +56,7 @@ def simulate(
     batched: bool | None = False,
     device: str = "cpu",
     say: Callable[[str], None] = lambda line: None,
+    past: Past | None = None,
 ) -> Outcome:
     """Run all peers in lock step; the same results and run folder as on processes.
 
@@ -61,41 +65,81 @@ def simulate(
 
     `batched`: train all peers as one computation, several times faster, equal to processes to
     rounding; False: one after another, equal bit for bit; None: batched where that can be and
-    is faster. `say` is told which in one line. Raises ConfigError if True cannot be had, or if
-    virtual time has no length.
+    is faster. `say` is told which in one line. `past`: the run to go on with, in its folder;
+    `config` is its own then. Raises ConfigError if True cannot be had, or if virtual time has no
+    length.
 
     The first SIGINT or SIGTERM lets the round finish and saves it. What ends one peer ends the
     simulation: a P2PError, after a last line in every log.
     """
     started = time.time()
-    path = folder.choose(out, config)
+    path = past.path if past else folder.choose(out, config)
     torch.set_num_threads(config.threads)
     shared = blueprint(config, *load_data(config))
     model = check_all(shared)
     clocks = _virtual_clocks(shared)
-    learners = _learners(shared, device_of(device), batched, say)
-    folder.create(path, shared, model, "simulate", started, is_virtual=bool(clocks))
-    digest, hub = shared.digest(model), Hub()
+    learners, is_batched = _learners(shared, device_of(device), batched, say)
+    if past is None:
+        folder.create(
+            path,
+            shared,
+            model,
+            "simulate",
+            started,
+            is_virtual=bool(clocks),
+            batched=is_batched,
+            device=device,
+        )
     with ExitStack() as stack:
+        stack.enter_context(folder.claimed(path) if past else folder.held(path))
+        starts = _starts(past, shared, model, started, say) if past else {}
         logs = [_log(path, peer, started, clocks) for peer in range(config.peers)]
         for log in logs:
             stack.callback(log.close)
+        digest = shared.digest(model)
         loops = [
-            _loop(shared, learner, digest, path, log, started, clocks)
+            _loop(shared, learner, digest, path, log, started, clocks, starts.pop(log.peer, None))
             for learner, log in zip(learners, logs, strict=True)
         ]
-        transports = [MemoryTransport(p.me, hub, shared.mailbox(sys.maxsize)) for p in loops]
-        run = lockstep if shared.pace.waits else free_running
-        try:
-            with on_stop_signals(lambda: _stop(loops)):
-                codes = run(loops, transports, clocks, watch(path, started))
-        except P2PError as error:
-            for loop, log in zip(loops, logs, strict=True):
-                log.write(Finished(loop.round, error.exit_code, str(error)))
-            raise
-        for loop, log, code in zip(loops, logs, codes, strict=True):
-            log.write(Finished(loop.round, code))
+        codes = _run(shared, loops, logs, clocks, watch(path, started))
     return Outcome(path, {me: int(code) for me, code in enumerate(codes)})
+
+
+def _starts(
+    past: Past, shared: Blueprint, model: nn.Module, started: float, say: Callable[[str], None]
+) -> dict[PeerId, Start]:
+    rounds = take_up(past, shared, model, started, say)
+    return {peer: start_of(past, peer, round_) for peer, round_ in rounds.items()}
+
+
+def _run(
+    shared: Blueprint,
+    loops: Sequence[PeerLoop],
+    logs: Sequence[EventLog],
+    clocks: Sequence[VirtualClock],
+    update: Callable[[], None],
+) -> list[ExitCode]:
+    """Run all loops to their end, calling `update` meanwhile; the end is in every log."""
+    hub, told = Hub(), Event()
+    transports = [MemoryTransport(loop.me, hub, shared.mailbox(sys.maxsize)) for loop in loops]
+
+    def between() -> None:
+        update()
+        if told.is_set():  # between the exchanges, so that all peers end after the same round
+            for loop in loops:
+                loop.stop()
+
+    run = lockstep if shared.pace.waits else free_running
+    try:
+        with on_stop_signals(told.set):
+            codes = run(loops, transports, clocks, between)
+    except P2PError as error:
+        for loop, log in zip(loops, logs, strict=True):
+            log.write(Finished(loop.round, error.exit_code, str(error)))
+        raise
+    for loop, log, code in zip(loops, logs, codes, strict=True):
+        log.write(Finished(loop.round, code))
+    return codes
 
 
 def _virtual_clocks(shared: Blueprint) -> Sequence[VirtualClock]:
@@ -125,7 +169,8 @@ def _learners(
     device: torch.device,
     batched: bool | None,
     say: Callable[[str], None],
-) -> Sequence[_Learner]:
+) -> tuple[Sequence[_Learner], bool]:
+    """A learner for each peer, and whether they are computed as one batch."""
     if batched is not False:
         model = shared.model().to(device)
         obstacle = why_alone(shared, model) if shared.pace.waits else "each has a pace of its own"
@@ -133,12 +178,12 @@ def _learners(
         if reason is None:
             keep_freed_memory()
             say("peers train as one batch: equal to processes to rounding (--lockstep: every bit)")
-            return fleet_of(shared, model).members
+            return fleet_of(shared, model).members, True
         if batched:
             raise ConfigError(f"--batched: {reason}; leave the option out")
         say(f"peers train one after another: {reason}")
     peers = range(shared.config.peers)
-    return [learner_of(shared, shared.model().to(device), me) for me in peers]
+    return [learner_of(shared, shared.model().to(device), me) for me in peers], False
 
 
 def device_of(name: str) -> torch.device:
@@ -158,17 +203,16 @@ def _loop(
     log: EventLog,
     started: float,
     clocks: Sequence[VirtualClock],
+    start: Start | None,
 ) -> PeerLoop:
-    """The loop of one peer, whose log gets its first lines."""
+    """The loop of one peer, whose log gets its first lines. `start`: in a resumed run."""
     me = log.peer
     counts = data.class_counts(shared.dataset, shared.shards[me]) if shared.dataset else []
     parameters = num_elements(learner.params)
     log.write(Started(os.getpid(), 0, "memory", parameters, learner.num_samples, counts))
+    if start is not None:
+        log.write(start.event)
     log.write(Joined(0.0 if clocks else time.time() - started))
     clock = clocks[me] if clocks else None
-    return loop_of(shared, learner, me, digest, path, log.write, clock=clock)
-
-
-def _stop(loops: Iterable[PeerLoop]) -> None:
-    for loop in loops:
-        loop.stop()
+    origin = start.checkpoint if start else None
+    return loop_of(shared, learner, me, digest, path, log.write, clock=clock, start=origin)

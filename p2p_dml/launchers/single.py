@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from p2p_dml.drive import drive
 from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError, exit_code_of
 from p2p_dml.events import Event, EventLog, Finished, Joined, Started, event_file
 from p2p_dml.launchers import folder
+from p2p_dml.launchers.last_round import LastRound
 from p2p_dml.launchers.process import (
     keep_freed_memory,
     memory_mb,
@@ -28,37 +30,51 @@ from p2p_dml.launchers.process import (
     release_freed_memory,
 )
 from p2p_dml.launchers.rendezvous import register
+from p2p_dml.launchers.resuming import Start, read, start_of
 from p2p_dml.launchers.scratch import laid_out
 from p2p_dml.launchers.stopping import StoppedEarly
-from p2p_dml.learners import FunctionLearner, SupervisedLearner
-from p2p_dml.peer import PeerLoop
+from p2p_dml.learners import FunctionLearner
+from p2p_dml.peer import LocalLearner, PeerLoop
 from p2p_dml.tensors import num_bytes, num_elements
 from p2p_dml.transports.at_home import at_home
 from p2p_dml.transports.zeromq import Limits, ZeroMQTransport
 from p2p_dml.types import Need, PeerId
 
-AnyLearner = SupervisedLearner | FunctionLearner
 CPU = torch.device("cpu")
 Introduce = Callable[[str], Mapping[PeerId, str]]
 """Own endpoint -> everybody's address."""
 
+LAST_ROUND = "last-round"
+"""The file of `LastRound` in the launcher's folder."""
+
+_STOPPED_EARLY = "stopped by a signal before the first round"
 
 LARGE_MODEL_BYTES = 1 << 20
 """From this size on, page faults of fresh message memory cost more than the memory kept for it."""
 
 
+class AnyLearner(LocalLearner, Protocol):
+    """A learner around a module, with training samples of its own."""
+
+    module: nn.Module
+
+    @property
+    def num_samples(self) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What the local launcher hands a forked peer: plain text and a number, so it can be JSON.
+    """What the local launcher hands a forked peer: plain text and numbers, so it can be JSON.
 
     `shared` is the launcher's folder with data set, shards and sockets; relative paths of the run
-    file begin at `folder`.
+    file begin at `folder`. `starts`: the round that each peer of a resumed run goes on after.
     """
 
     run: str
     shared: str
     folder: str
     me: PeerId
+    starts: Sequence[int] | None = None
 
 
 def run_assignment(task: Assignment) -> ExitCode:
@@ -68,17 +84,28 @@ def run_assignment(task: Assignment) -> ExitCode:
     """
     shared, run = Path(task.shared), Path(task.run)
     try:
-        config = run_files.load(run / "run.toml", folder=Path(task.folder))
-        parts = laid_out(config, shared, task.me)
-        is_ipc = config.transport.scheme == "ipc"
-        bind = f"ipc://{shared}/{task.me}.sock" if is_ipc else "tcp://127.0.0.1:*"
-        learner = learner_of(parts, parts.model(), task.me)
-        return run_peer(parts, learner, task.me, run, bind, _desk(shared, task.me))
+        with folder.held(run), closing(LastRound(shared / LAST_ROUND)) as last:
+            return _run_assignment(task, shared, run, lambda done: last.is_over(task.me, done))
     except Exception as error:
         (shared / f"{task.me}.error").write_text(in_words(error), encoding="utf-8")
         if isinstance(error, P2PError):
             return error.exit_code
         raise
+
+
+def _run_assignment(
+    task: Assignment, shared: Path, run: Path, is_over: Callable[[int], bool]
+) -> ExitCode:
+    config = run_files.load(run / folder.SETTINGS, folder=Path(task.folder))
+    parts = laid_out(config, shared, task.me)
+    is_ipc = config.transport.scheme == "ipc"
+    bind = f"ipc://{shared}/{task.me}.sock" if is_ipc else "tcp://127.0.0.1:*"
+    learner = learner_of(parts, parts.model(), task.me)
+    start = None
+    if task.starts is not None:
+        start = start_of(read(run, (), "run"), task.me, task.starts[task.me])
+    desk = _desk(shared, task.me)
+    return run_peer(parts, learner, task.me, run, bind, desk, start=start, is_over=is_over)
 
 
 def _desk(shared: Path, me: PeerId) -> Introduce:
@@ -187,11 +214,14 @@ def run_peer(
     home: torch.device = CPU,
     on_round: Callable[[], None] = lambda: None,
     patient: bool = False,
+    start: Start | None = None,
+    is_over: Callable[[int], bool] = lambda done: False,
 ) -> ExitCode:
     """Bind, meet the neighbours, run all rounds, take leave; every ending is in the event log.
 
     `home`: where received tensors are wanted. `on_round` is called after each round. `patient`: a
-    second signal does not kill.
+    second signal does not kill. `start`: where to go on, in a resumed run. `is_over` is asked after
+    each round, and before the first, whether to stop there.
     """
     if num_bytes(learner.params) >= LARGE_MODEL_BYTES:
         keep_freed_memory()
@@ -206,11 +236,21 @@ def run_peer(
         with closing(EventLog(event_file(run, me), me)) as log:
             transport.on_event = log.write
             log.write(started_event(parts, learner, me, incarnation, transport.endpoint))
-            loop = loop_of(parts, learner, me, digest, run, log.write, memory_mb)
+            if start is not None:
+                log.write(start.event)
+            origin = start.checkpoint if start else None
+            loop = loop_of(parts, learner, me, digest, run, log.write, memory_mb, start=origin)
             straggler_s = parts.config.transport.straggler_s
 
+            def each_round() -> None:
+                on_round()
+                if is_over(loop.round):
+                    loop.stop()
+
             def rounds() -> ExitCode:
-                return drive(loop, at_home(transport, home), straggler_s, on_round)
+                if is_over(loop.round):
+                    raise StoppedEarly(_STOPPED_EARLY)
+                return drive(loop, at_home(transport, home), straggler_s, each_round)
 
             return _live(loop, transport, log, introduce, rounds, patient=patient)
     finally:
@@ -231,12 +271,12 @@ def _live(
 
     def stop() -> None:
         if not has_met:
-            raise StoppedEarly("stopped by a signal before the first round")
+            raise StoppedEarly(_STOPPED_EARLY)
         loop.stop()
 
     try:
         with on_stop_signals(stop, each=patient):
-            transport.open(introduce(transport.endpoint), loop.neighbours(1))
+            transport.open(introduce(transport.endpoint), loop.neighbours(loop.round + 1))
             log.write(Joined(time.monotonic() - begin))
             has_met = True
             release_freed_memory()

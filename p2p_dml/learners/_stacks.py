@@ -13,6 +13,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from p2p_dml.errors import ConfigError
 from p2p_dml.learners._training import Training
 from p2p_dml.types import Tensors
 
@@ -59,6 +60,22 @@ class Stacks:
             if "exp_avg" in self.moments:
                 found[f"{index}/step"] = self.steps[row].to(torch.float32)
         return found
+
+    def load_peer(self, row: int, state: Mapping[str, Tensor]) -> None:
+        """Take over what `of_peer` returned; what is not in it begins anew.
+
+        Raises ConfigError if it is of another optimiser.
+        """
+        names = list(next(iter(self.moments.values()), {}))
+        self.rows(slice(row, row + 1)).forget()
+        for entry, value in state.items():
+            index, _, key = entry.partition("/")
+            if key == "step" and "exp_avg" in self.moments:
+                self.steps[row] = value
+            elif key in self.moments:
+                self.moments[key][names[int(index)]][row] = value
+            else:
+                raise ConfigError(f"the checkpoint is of another optimiser: it has {key!r}")
 
 
 def stacks_of(

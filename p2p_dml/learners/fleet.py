@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from p2p_dml.data import Dataset
+from p2p_dml.errors import ConfigError
 from p2p_dml.learners._ahead import Ahead
 from p2p_dml.learners._batched import BatchedModule, activations
 from p2p_dml.learners._draws import RoundDraws
@@ -32,7 +33,7 @@ from p2p_dml.learners._samples import Samples, own_counts, test_samples, train_s
 from p2p_dml.learners._stacks import clip, descend, stacks_of
 from p2p_dml.learners._training import Training
 from p2p_dml.learners._views import copy_into, exchanged_parts
-from p2p_dml.tensors import clone, join
+from p2p_dml.tensors import clone, join, mismatch, part
 from p2p_dml.types import Part, PeerId, Tensors
 
 _ELEMENTS_AT_ONCE = 1 << 22
@@ -169,6 +170,10 @@ class Fleet:
     def optimiser(self, row: int) -> Tensors:
         """A copy of one peer's optimiser state, named as its own torch.optim would."""
         return self._now.of_peer(row)
+
+    def load_optimiser(self, row: int, state: Mapping[str, Tensor]) -> None:
+        """Take over what `optimiser` returned; ConfigError if it is of another optimiser."""
+        self._now.load_peer(row, state)
 
     @property
     def _all_rows(self) -> slice:
@@ -359,6 +364,14 @@ class Member:
     def state(self) -> Tensors:
         """A copy of model and optimiser, as `SupervisedLearner.state` has it."""
         return join(model=clone(self.params), optimiser=self._fleet.optimiser(self._row))
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` returned; ConfigError if model or optimiser are others."""
+        model = part(state, "model")
+        if difference := mismatch(model, self.params):
+            raise ConfigError(f"the checkpoint does not fit the model: {difference}")
+        self._fleet.load_optimiser(self._row, part(state, "optimiser"))
+        self.params = model
 
     @property
     def _is_as_it_began(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -19,9 +19,10 @@ _TRAIN = PHASES.index("train")
 
 
 def notices(run: Run, summary: Summary) -> list[str]:
-    """Losses, deaths, returns, rejections, isolation, stragglers; at most 50 sentences."""
+    """Resumptions, losses, deaths, returns, rejections, isolation, stragglers; at most 50."""
     found = [
         *_emulated(run),
+        *_resumptions(run),
         *map(lost_sentence, summary.lost),
         *_reported(run, "dead", "declared dead"),
         *_returns(run),
@@ -60,6 +61,25 @@ def _reported(run: Run, state: str, verb: str) -> list[str]:
                 f"first in round {lines[0]['round']}: {lines[0]['why']}"
             )
     return sentences
+
+
+def _resumptions(run: Run) -> list[str]:
+    return [
+        f"resumed after {_in_words([line['round'] for line in lines])}"
+        for lines in _sessions(run)
+        if lines
+    ]
+
+
+def _sessions(run: Run) -> list[list[Line]]:
+    """The lines `resumed` of all peers, for each time that the run was."""
+    lines = [[x for x in peer.happenings if x["event"] == "resumed"] for peer in run.peers]
+    return [[own[i] for own in lines if i < len(own)] for i in range(max(map(len, lines)))]
+
+
+def _in_words(rounds: Sequence[int]) -> str:
+    first, last = min(rounds), max(rounds)
+    return f"round {first}" if first == last else f"rounds {first} to {last}, each peer its own"
 
 
 def _returns(run: Run) -> list[str]:

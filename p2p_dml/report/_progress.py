@@ -23,11 +23,15 @@ _RATE_WINDOW = 11
 @final
 @dataclass(slots=True, kw_only=True)
 class PeerProgress:
-    """One peer so far; `rounds_done` counts rounds, `heard` of `expected` the last."""
+    """One peer so far; `rounds_done` counts rounds, `heard` of `expected` the last.
+
+    `resumed_at`: the round after which it was taken up, in a resumed run.
+    """
 
     peer: PeerId
     state: State = "starting"
     rounds_done: int = 0
+    resumed_at: int = 0
     loss: float | None = None
     accuracy: float | None = None
     bytes_out: int = 0
@@ -36,6 +40,7 @@ class PeerProgress:
     joined: float | None = None
     last_t: float = 0.0
     _round_times: deque[float] = field(default_factory=lambda: deque(maxlen=_RATE_WINDOW))
+    _bytes_at: dict[int, int] = field(default_factory=lambda: {0: 0})  # at rounds with a checkpoint
 
     @property
     def is_running(self) -> bool:
@@ -57,13 +62,27 @@ class PeerProgress:
         self.heard = line["neighbours"] - len(line["missing"])
         self._round_times.append(line["t"])
 
+    def save(self, round: int) -> None:
+        """Remember what had been sent when the checkpoint of a round was made."""
+        self._bytes_at[round] = self.bytes_out
+
+    def resume(self, round: int) -> None:
+        """Go back to a round of which a checkpoint was made."""
+        self.rounds_done = self.resumed_at = round
+        self.bytes_out = self._bytes_at.get(round, self.bytes_out)
+        self._round_times.clear()
+
 
 @final
 class Progress:
-    """All peers of a run; fed with event lines in the order of each file."""
+    """All peers of a run; fed with event lines in the order of each file.
 
-    def __init__(self, num_peers: int) -> None:
+    Of what was before `since`, of a run that is resumed then, nothing is said.
+    """
+
+    def __init__(self, num_peers: int, since: float = 0.0) -> None:
         self.peers = [PeerProgress(peer=peer) for peer in range(num_peers)]
+        self._since = since
         self._said: set[str] = set()
 
     @property
@@ -73,10 +92,16 @@ class Progress:
 
     def take(self, line: Line) -> str | None:
         """Take in one event; returns a sentence if it is the first of its kind worth saying."""
+        sentence = self._take(line)
+        return sentence if line["t"] >= self._since else None
+
+    def _take(self, line: Line) -> str | None:
         peer = self.peers[line["peer"]]
         event = line["event"]
         if event == "neighbour_changed":
             return self._mark(self.peers[line["neighbour"]], line)
+        if event == "started" and line["t"] >= self._since > peer.last_t:
+            peer.state, peer.joined = "starting", None
         peer.last_t = max(peer.last_t, line["t"])
         if event == "started":
             return self._start(peer)
@@ -89,6 +114,10 @@ class Progress:
             )
         if event == "joined":
             peer.joined, peer.state = line["t"], "running"
+        elif event == "resumed":
+            peer.resume(line["round"])
+        elif event == "checkpointed":
+            peer.save(line["round"])
         elif event == "round_done":
             peer.finish_round(line)
             if peer.state in ("starting", "dead", "left"):

@@ -30,7 +30,7 @@ class Meta:
     """`run.json`: what was run, by which command, when (`started`: seconds since the epoch).
 
     `clock` is "wall" or, of simulations at the pace of each peer, "virtual"; `evaluate_on` "all" or
-    "own": then every accuracy is a personal one.
+    "own": then every accuracy is a personal one. `resumed`: when the run was taken up again.
     """
 
     name: str
@@ -44,6 +44,7 @@ class Meta:
     evaluate_on: str
     host: str
     started: float
+    resumed: tuple[float, ...]
     strategy: str
     peers: int
     rounds: int
@@ -58,8 +59,8 @@ class Rounds:
     """One peer's finished rounds, in the order they were written; each array is [r].
 
     `missing` counts messages, `age` is in rounds, NaN in synchronous ones, `seconds` is [r, phases]
-    in the order of `events.PHASES`. A round stands twice if the peer came back from an older
-    checkpoint: it did cost twice.
+    in the order of `events.PHASES`. A round stands twice if the peer was started anew by itself: it
+    did cost twice. Of a resumed run only what was not done again is here.
     """
 
     round: Ints
@@ -93,7 +94,9 @@ class PeerRecord:
     """All that one event file says.
 
     `joined` is the first time round 0 could begin, `last_t` the time of the last line (both None
-    if there is none). `happenings` are the lines neighbour_changed, rejected and isolated.
+    if there is none). `happenings` are the lines neighbour_changed, rejected, isolated and resumed.
+    All times leave out those in which nobody trained: from the last line of any peer until one had
+    joined again in the resumed run. `incarnations`: starts between two resumptions, at most.
     """
 
     peer: PeerId

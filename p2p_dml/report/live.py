@@ -37,6 +37,7 @@ _STYLES: dict[State, str] = {
 _MAX_NOTICES = 4
 # Title, column heads, the line of all peers, and one line so that the prompt does not jump.
 _FRAME_LINES = 5
+_SAME_S = 0.001  # events' times are rounded
 _PLAIN_SHARE = 0.1
 _PLAIN_MIN_S = 2.0
 _PLAIN_MAX_S = 60.0
@@ -66,7 +67,7 @@ class LiveView:
         self._console = console
         self._started = started
         self._now = now
-        self._progress = Progress(peers)
+        self._progress = Progress(peers, started - _SAME_S)
         self._tails = [EventTail(event_file(run, peer)) for peer in range(peers)]
         self._notices: deque[str] = deque(maxlen=_MAX_NOTICES)
         self._plain_at = started
@@ -164,8 +165,12 @@ class LiveView:
         return passed / share - passed if share and passed > 0 else None
 
     def _share(self, peers: Sequence[PeerProgress]) -> float:
-        """How much of the run is done: of its rounds, or of its duration if that ends first."""
-        share = _mean_round(peers) / max(1, self._rounds)
+        """How much is done of the run, or of what was left of it when it was resumed.
+
+        Of its rounds, or of its duration if that ends first.
+        """
+        before = fmean(peer.resumed_at for peer in peers) if peers else 0.0
+        share = (_mean_round(peers) - before) / max(1.0, self._rounds - before)
         if self._duration_s is None or not share:
             return share
         # By the events, whose clock need not be the one on the wall.

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 
 from p2p_dml.errors import ConfigError
-from p2p_dml.events import PHASES, event_file
+from p2p_dml.events import PHASES, event_file, standing
 from p2p_dml.report._tail import EventTail
 from p2p_dml.report._values import Evaluations, Floats, Ints, Line, Meta, PeerRecord, Rounds, Run
 from p2p_dml.tables import check
 from p2p_dml.types import PeerId
 
-_HAPPENINGS = ("neighbour_changed", "rejected", "isolated")
+_HAPPENINGS = ("neighbour_changed", "rejected", "isolated", "resumed")
 
 
 def load(folder: Path) -> Run:
@@ -28,11 +31,13 @@ def load(folder: Path) -> Run:
     """
     meta = _read_meta(folder)
     config = folder / "run.toml"
+    lines = {peer: EventTail(event_file(folder, peer)).read() for peer in _peers_here(folder, meta)}
+    pauses = _pauses(meta, lines.values())
     return Run(
         folder=folder,
         meta=meta,
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
-        peers=tuple(_read_peer(folder, peer) for peer in _peers_here(folder, meta)),
+        peers=tuple(_record(peer, own, pauses) for peer, own in lines.items()),
     )
 
 
@@ -78,6 +83,7 @@ def _meta(table: Mapping[str, Any], path: Path) -> Meta:
         evaluate_on=str(table.get("evaluate_on", "all")),
         host=str(table.get("host", "")),
         started=check(float, table.get("started"), f"{path}: started"),
+        resumed=_resumptions(table.get("resumed", []), f"{path}: resumed"),
         strategy=check(str, table.get("strategy"), f"{path}: strategy"),
         peers=check(int, table.get("peers"), f"{path}: peers"),
         rounds=check(int, table.get("rounds"), f"{path}: rounds"),
@@ -87,8 +93,54 @@ def _meta(table: Mapping[str, Any], path: Path) -> Meta:
     )
 
 
-def _read_peer(folder: Path, peer: PeerId) -> PeerRecord:
-    lines = EventTail(event_file(folder, peer)).read()
+def _resumptions(entries: object, where: str) -> tuple[float, ...]:
+    tables = check(list[dict[str, Any]], entries, where)
+    return tuple(sorted(check(float, table.get("at"), f"{where}: at") for table in tables))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class _Pause:
+    """Nobody trained from `since`, a last line, `until` a peer joined again; resumed `at`."""
+
+    since: float
+    at: float
+    until: float
+
+
+def _pauses(meta: Meta, files: Collection[Sequence[Line]]) -> list[_Pause]:
+    """Before each time that the run was resumed."""
+    times = np.sort([line["t"] for lines in files for line in lines])
+    joined = np.sort([x["t"] for lines in files for x in lines if x["event"] == "joined"])
+    pauses = []
+    for at, following in pairwise([*meta.resumed, math.inf]):
+        before, after = times[times < at], times[(times >= at) & (times < following)]
+        again = joined[(joined >= at) & (joined < following)]
+        since = max(float(before.max(initial=0.0)), meta.started)
+        until = float(again[0]) if again.size else float(after.max(initial=at))
+        pauses.append(_Pause(since, at, until))
+    return pauses
+
+
+def _without_pauses(lines: list[Line], pauses: Sequence[_Pause]) -> list[Line]:
+    if not pauses:
+        return lines
+    return [{**line, "t": line["t"] - _paused_until(line["t"], pauses)} for line in lines]
+
+
+def _paused_until(t: float, pauses: Sequence[_Pause]) -> float:
+    return sum(max(0.0, min(t, pause.until) - pause.since) for pause in pauses)
+
+
+def _most_starts(lines: Sequence[Line], pauses: Sequence[_Pause]) -> int:
+    """Starts of a peer between two resumptions, where it was started most often."""
+    times = [line["t"] for line in lines if line["event"] == "started"]
+    sessions = np.searchsorted([pause.at for pause in pauses], times, side="right")
+    return int(np.bincount(sessions).max()) if times else 0
+
+
+def _record(peer: PeerId, written: Sequence[Line], pauses: Sequence[_Pause]) -> PeerRecord:
+    lines = _without_pauses(standing(written), pauses)
     by_name: dict[str, list[Line]] = defaultdict(list)
     for line in lines:
         by_name[line["event"]].append(line)
@@ -99,7 +151,7 @@ def _read_peer(folder: Path, peer: PeerId) -> PeerRecord:
         peer=peer,
         samples=started[-1].get("samples") if started else None,
         class_counts=tuple(started[-1].get("class_counts", ())) if started else (),
-        incarnations=len(started),
+        incarnations=_most_starts(written, pauses),
         joined=by_name["joined"][0]["t"] if by_name["joined"] else None,
         last_t=lines[-1]["t"] if lines else None,
         rounds=_rounds(by_name["round_done"]),

@@ -274,7 +274,7 @@ def _updated(known: Heard, round: int, payload: Payload) -> Heard:
     bits, used = payload.tensors["mask"], int(payload.scalars["base"]) or known.used
     masks = {**known.masks, str(digest(bits)): Kept(bits=bits, round=round)}
     newest = sorted(masks, key=lambda name: -masks[name].round)[:RECENT]
-    kept = {name: masks[name] for name in {*newest, str(used)} if name in masks}
+    kept = {name: mask for name, mask in masks.items() if name in {*newest, str(used)}}
     has = int(payload.scalars["have"])
     return replace(known, masks=kept, used=used, has=has, round=round, unanswered=0)
 

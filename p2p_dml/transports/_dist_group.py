@@ -21,14 +21,20 @@ _POLL_S = 0.0002
 class Group:
     """Peers in a row, a rank each. Once anything has failed, it is of no more use."""
 
-    def __init__(self, wire: torch.device, first: PeerId = 0) -> None:
-        """Around torch's default group, whose rank 0 is peer `first`.
+    def __init__(
+        self, wire: torch.device, first: PeerId = 0, group: dist.ProcessGroup | None = None
+    ) -> None:
+        """Around `group`, torch's default one if None, whose rank 0 is peer `first`.
 
         `wire`: where what is sent must lie, the CPU for gloo.
         """
-        self.peers = range(first, first + dist.get_world_size())
-        self.me = self.peers[dist.get_rank()]
+        self.peers = range(first, first + dist.get_world_size(group))
+        self.me = self.peers[dist.get_rank(group)]
         self.wire = wire
+        self._group = group or dist.group.WORLD
+        self._rank_of = dict(
+            zip(self.peers, dist.get_process_group_ranks(self._group), strict=True)
+        )
 
     def exchange(
         self, outgoing: Mapping[PeerId, Tensor], incoming: Mapping[PeerId, Tensor], deadline: float
@@ -39,11 +45,11 @@ class Group:
         TransportError naming the first peer with which one failed, if torch can tell.
         """
         ops = [
-            ((peer, self.me > peer), dist.P2POp(dist.isend, x, self.peers.index(peer)))
+            ((peer, self.me > peer), dist.P2POp(dist.isend, x, self._rank_of[peer], self._group))
             for peer, x in outgoing.items()
         ]
         ops += [
-            ((peer, peer > self.me), dist.P2POp(dist.irecv, x, self.peers.index(peer)))
+            ((peer, peer > self.me), dist.P2POp(dist.irecv, x, self._rank_of[peer], self._group))
             for peer, x in incoming.items()
         ]
         if not ops:
@@ -65,7 +71,7 @@ class Group:
         own = x.to(self.wire)
         found = [torch.empty_like(own) for _ in self.peers]
         try:
-            work = dist.all_gather(found, own, async_op=True)
+            work = dist.all_gather(found, own, self._group, async_op=True)
         except RuntimeError as error:
             raise _gone(None, error) from error
         self._finish(work, None, deadline)
@@ -99,7 +105,7 @@ class Group:
 def _is_broken(op: dist.P2POp) -> bool:
     """Whether a transfer cannot even begin; to be asked only of a group that is lost anyway."""
     try:
-        op.op(op.tensor, op.peer)
+        op.op(op.tensor, op.peer, op.group)
     except RuntimeError:
         return True
     return False

@@ -8,15 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
 from typing import final
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from p2p_dml import checkpoint
+from p2p_dml.checkpoint import Checkpoint, checkpoint_file
+from p2p_dml.data import Dataset
 from p2p_dml.kernels.mixing import metropolis
+from p2p_dml.learners import SupervisedLearner, Training
+from p2p_dml.links import Walk
 from p2p_dml.links.static import Complete, Ring
+from p2p_dml.mailbox import TaggedMailbox
+from p2p_dml.models import build_model
+from p2p_dml.peer import PeerLoop, Plan
+from p2p_dml.simulate import lockstep
+from p2p_dml.states import leaves as state_leaves
+from p2p_dml.states import outline
 from p2p_dml.tensors import clone
+from p2p_dml.transports.memory import Hub, MemoryTransport
 from p2p_dml.types import (
     AnyStrategy,
     Coded,
@@ -34,6 +48,7 @@ from p2p_dml.types import (
 
 Link = tuple[PeerId, PeerId]
 NUM_PEERS = 5
+MOMENTUM = Training(lr=0.05, batch_size=4, steps=2, momentum=0.9)
 
 
 def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
@@ -203,6 +218,64 @@ def leaves(value: object) -> list[object]:
     return [value]
 
 
+def words(count: int) -> Dataset:
+    """Samples of four numbers in three classes."""
+    raw = np.random.Philox(key=[4, 2]).random_raw(4 * count)
+    x = (raw >> 56).astype(np.uint8).reshape(count, 4)
+    y = np.arange(count) % 3
+    return Dataset(
+        name="words",
+        train_x=x,
+        train_y=y,
+        test_x=x[:7],
+        test_y=y[:7],
+        num_classes=3,
+        mean=(120.0,),
+        std=(70.0,),
+    )
+
+
+def go(
+    strategy: AnyStrategy,
+    rounds: int,
+    run: Path,
+    resumed_at: int = 0,
+    training: Training = MOMENTUM,
+) -> list[Tensors]:
+    """Networks in lock step to the end of `rounds`, saved in the folder `run` every third round.
+
+    Returns what each has sketched and saved, by name; `resumed_at`: of a run that goes on there.
+    """
+    graph, dataset, hub = graph_for(strategy), words(60), Hub()
+    saved: list[Tensors] = [{} for _ in graph.senders]
+
+    def loop(me: PeerId) -> PeerLoop:
+        model = build_model({"name": "mlp", "hidden": [5]}, (4,), 3, 7, torch.float64)
+        shard = np.arange(me, 60, 1 + NUM_PEERS)
+
+        def save(round_: int, learner: Tensors, state: object) -> str:
+            saved[me] = learner | state_leaves(state, "strategy")
+            text = outline(state, "strategy")
+            return checkpoint.save(run, Checkpoint(me, round_, "", "", saved[me], text))
+
+        start = checkpoint.load(run / checkpoint_file(me, resumed_at)) if resumed_at else None
+        return PeerLoop(
+            me,
+            strategy,
+            SupervisedLearner(model, dataset, shard, training, seed=3, peer=me),
+            Walk(lambda tick: graph, metropolis, me, 0, strategy.exchanges),
+            Plan(rounds=rounds, seed=me, checkpoint_every=3),
+            on_event=lambda event: None,
+            save=save,
+            start=start,
+        )
+
+    loops = [loop(me) for me in range(graph.num_peers)]
+    transports = [MemoryTransport(each.me, hub, TaggedMailbox(9)) for each in loops]
+    lockstep(loops, transports)
+    return saved
+
+
 @final
 class Battery:
     """What the tests are built from."""
@@ -212,6 +285,7 @@ class Battery:
     draw_learners = staticmethod(draw_learners)
     graph_for = staticmethod(graph_for)
     run = staticmethod(run)
+    go = staticmethod(go)
     leaves = staticmethod(leaves)
 
 

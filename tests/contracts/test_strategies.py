@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -188,6 +189,23 @@ def test_states_can_be_checkpointed(battery: Battery, name: str, params: Params)
         )
         if (name, params) not in MASKED:  # a checkpoint is read into the shape of a fresh state
             assert len(battery.leaves(state)) == len(battery.leaves(first))
+
+
+@every_strategy
+def test_a_resumed_run_has_every_bit_of_an_uninterrupted_one(
+    battery: Battery, name: str, params: Params, tmp_path: Path
+) -> None:
+    expected = battery.go(make(name, params), 6, tmp_path / "whole")
+    battery.go(make(name, params), 3, tmp_path / "parts")
+    resumed = battery.go(make(name, params), 6, tmp_path / "parts", resumed_at=3)
+    for ours, theirs in zip(resumed, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key, x in theirs.items():
+            assert x.dtype == ours[key].dtype and torch.equal(x, ours[key]), key
+    files = sorted(path.relative_to(tmp_path / "whole") for path in tmp_path.glob("whole/*/*/*"))
+    assert len(files) == 2 * battery.num_peers
+    for file in files:
+        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 @every_strategy

@@ -11,7 +11,7 @@ import torch
 
 from p2p_dml import config
 from p2p_dml.checkpoint import checkpoint_file, load
-from p2p_dml.launchers import simulated
+from p2p_dml.launchers import resuming, simulated
 from p2p_dml.types import Tensors
 
 pytestmark = pytest.mark.cuda
@@ -61,6 +61,24 @@ def test_a_simulation_is_that_of_the_cpu(
     found = _models(tables, tmp_path / "gpu", str(gpu), batched)
     expected = _models(tables, tmp_path / "cpu", "cpu", batched)
     for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        for name, x in other.items():
+            torch.testing.assert_close(one[name], x, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("batched", [True, False], ids=["batched", "lockstep"])
+@pytest.mark.parametrize("tables", STRATEGIES.values(), ids=STRATEGIES)
+def test_a_resumed_simulation_is_an_uninterrupted_one(
+    tmp_path: Path, gpu: torch.device, tables: Mapping[str, Any], batched: bool
+) -> None:
+    expected = _models(tables, tmp_path / "whole", str(gpu), batched)
+    _models(tables, tmp_path / "parts", str(gpu), batched)
+    for peer in range(PEERS):
+        (tmp_path / "parts" / checkpoint_file(peer, ROUNDS)).unlink()
+    past = resuming.read(tmp_path / "parts", (), "simulate")
+    simulated.simulate(past.config, None, _ignore, batched=batched, device=str(gpu), past=past)
+    for peer, other in enumerate(expected):
+        one = load(tmp_path / "parts" / checkpoint_file(peer, ROUNDS)).tensors
         assert one.keys() == other.keys()
         for name, x in other.items():
             torch.testing.assert_close(one[name], x, rtol=1e-8, atol=1e-9)

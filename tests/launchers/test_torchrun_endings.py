@@ -62,7 +62,10 @@ def test_words_survive_the_store(ending: Ending) -> None:
     ],
 )
 def test_the_first_to_end_is_found(endings: Mapping[PeerId, Ending], cause: str) -> None:
-    assert str(cause_of(0, endings, peers=range(4))).startswith(cause)
+    found = cause_of(0, endings, peers=range(4))
+    assert found is not None
+    assert found.told().startswith(cause)
+    assert found.told("rank") == found.told().replace("peer", "rank", 1)
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def _ranks(rank: int) -> Ranks:
 def meetings() -> list[Meeting]:
     """Three ranks around one store."""
     store: Store = next(rendezvous("tcp://127.0.0.1:0?rank=0&world_size=1"))[0]
-    return [Meeting(store, _ranks(rank)) for rank in range(SIZE)]
+    return [Meeting(store, rank, SIZE) for rank in range(SIZE)]
 
 
 def test_everybody_hears_what_was_told(meetings: list[Meeting]) -> None:
@@ -130,7 +130,7 @@ def test_a_store_that_has_gone_is_not_asked_again(monkeypatch: pytest.MonkeyPatc
             asked += 1
             raise RuntimeError("broken pipe")
 
-    meeting = Meeting(Gone(), _ranks(0))
+    meeting = Meeting(Gone(), 0, SIZE)
     for _ in range(3):
         with pytest.raises(TransportError, match="store does not answer: broken pipe"):
             meeting.beat()

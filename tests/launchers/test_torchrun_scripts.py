@@ -73,3 +73,20 @@ def test_a_run_of_two_peers(script: str, environment: dict[str, str], tmp_path: 
     assert ended.returncode == 0, ended.stderr
     assert f"report: {out}/report.html" in ended.stdout
     assert ("srun torchrun --nnodes 1 --nproc-per-node 2" in ended.stdout) == (script[0] == "s")
+
+
+def test_ranks_are_counted(environment: dict[str, str], tmp_path: Path) -> None:
+    """Those of a run file, of a run to go on with, and several for each peer."""
+    fake = tmp_path / "torchrun"
+    fake.write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
+    demo, folder = ROOT / "examples" / "demo.toml", tmp_path / "run"
+    folder.mkdir()
+    (folder / "run.toml").write_bytes(demo.read_bytes())
+    for arguments, extra, ranks in (
+        ([str(demo), "--set", "peers=6"], {}, 6),
+        (["--resume", str(folder)], {}, 8),
+        ([str(demo)], {"RANKS_PER_PEER": "3", "NNODES": "2"}, 12),
+    ):
+        ended = _run("torchrun.sh", *arguments, environment=environment | extra)
+        assert f"--nproc-per-node {ranks} " in ended.stdout, ended.stderr
+        assert ended.stdout.rstrip().endswith(" ".join(["-m p2p_dml", *arguments]))

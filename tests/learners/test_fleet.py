@@ -266,3 +266,47 @@ def test_a_text_model(bench: Bench) -> None:
         assert one.train() == pytest.approx(other.train(), rel=1e-9)
         bench.assert_close(one.params, other.params, 1e-9)
         assert one.evaluate().loss == pytest.approx(other.evaluate().loss, rel=1e-9)
+
+
+@pytest.mark.parametrize("training", TRAININGS.values(), ids=TRAININGS)
+def test_a_resumed_fleet_has_every_bit_of_an_uninterrupted_one(
+    bench: Bench, training: Training
+) -> None:
+    members, again = bench.pair(training)[0], bench.pair(training)[0]
+    for round_ in (1, 2, 3, 4):
+        if round_ == 3:
+            for one, other in zip(members, again, strict=True):
+                other.load_state(one.state())
+        for group in (members, again) if round_ > 2 else (members,):
+            for one in group:
+                one.seek(round_)
+            for one in group:
+                one.train()
+            bench.mix(group)
+    for one, other in zip(members, again, strict=True):
+        ours, expected = other.state(), one.state()
+        assert list(ours) == list(expected)
+        assert all(torch.equal(ours[name], x) for name, x in expected.items())
+
+
+def test_a_fleet_takes_over_what_single_learners_have_saved(bench: Bench) -> None:
+    members, alone = bench.pair(TRAININGS["adam"])
+    for one in alone:
+        one.seek(1)
+        one.train()
+    for member, one in zip(members, alone, strict=True):
+        member.load_state(one.state())
+        state = member.state()
+        assert state.keys() == one.state().keys()
+        assert all(torch.equal(state[name], x) for name, x in one.state().items())
+
+
+def test_states_of_others_are_refused(bench: Bench) -> None:
+    adam, momentum = (bench.pair(TRAININGS[name])[0][0] for name in ("adam", "momentum"))
+    with pytest.raises(
+        ConfigError, match="the checkpoint is of another optimiser: it has 'exp_avg'"
+    ):
+        momentum.load_state(adam.state())
+    (other, *_), _ = bench.pair(TRAININGS["adam"], "softmax")
+    with pytest.raises(ConfigError, match="does not fit the model"):
+        other.load_state(adam.state())

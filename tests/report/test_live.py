@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from p2p_dml.events import (
+    Checkpointed,
     Evaluated,
     Event,
     EventLog,
@@ -17,7 +18,9 @@ from p2p_dml.events import (
     Joined,
     NeighbourChanged,
     Rejected,
+    Resumed,
     RoundDone,
+    Started,
     event_file,
 )
 from p2p_dml.report.live import LiveView
@@ -34,8 +37,9 @@ class Stage:
         terminal: bool,
         height: int,
         duration_s: float | None = None,
+        started: float = 0.0,
     ) -> None:
-        self.now = 0.0
+        self.now = started
         self._written = io.StringIO()
         console = Console(
             file=self._written, width=100, height=height, force_terminal=terminal, color_system=None
@@ -44,7 +48,7 @@ class Stage:
             EventLog(event_file(run, peer), peer, lambda: self.now) for peer in range(peers)
         ]
         self.view = LiveView(
-            run, peers, rounds, console, 0.0, now=lambda: self.now, duration_s=duration_s
+            run, peers, rounds, console, started, now=lambda: self.now, duration_s=duration_s
         )
 
     def happens(self, peer: int, *events: Event) -> None:
@@ -103,6 +107,28 @@ def test_plain_lines_come_at_tenths_and_not_within_two_seconds(
     assert len(lines) == 10
     assert lines[-1].startswith("0:20  round 20/20")
     assert stage.written() == ""
+
+
+def test_a_resumed_run_is_shown_from_where_it_goes_on(tmp_path: Path) -> None:
+    started = Started(1, 0, "", 1, 1, [])
+    for peer in range(2):
+        log = EventLog(event_file(tmp_path / "digits", peer), peer, lambda: 10.0)
+        before: list[Event] = [started, *map(done, range(5)), Checkpointed(5, "x"), done(5)]
+        for event in (*before, Finished(6, 1)):
+            log.write(event)
+        log.close()
+    view = Stage(tmp_path / "digits", 2, 9, terminal=False, height=30, started=100.0)
+    for peer in range(2):
+        view.happens(peer, started, Resumed(5), Joined(0.0))
+    view.now = 102.0
+    for peer in range(2):
+        view.happens(peer, done(5), done(6))
+    view.view.update()
+    # Two of the four rounds that were left took 2 s; each peer has sent seven times 1 kB.
+    assert view.written() == (
+        "0:02  round 7/9  loss 0.250  accuracy –  sent 14.0 kB  2/2 peers alive\n"
+    )
+    view.close()
 
 
 def test_quick_rounds_do_not_flood_but_the_last_line_always_comes(

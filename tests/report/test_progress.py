@@ -8,12 +8,14 @@ from typing import Any, Literal
 import pytest
 
 from p2p_dml.events import (
+    Checkpointed,
     Evaluated,
     Event,
     Finished,
     Joined,
     NeighbourChanged,
     Rejected,
+    Resumed,
     RoundDone,
     Started,
     event_name,
@@ -115,6 +117,28 @@ def test_each_thing_is_said_once() -> None:
         "peer 1 failed in round 3: NaN loss (exit 1)",
         None,
     ]
+
+
+def test_a_resumed_run_goes_on_where_its_checkpoint_is_and_says_nothing_of_before() -> None:
+    progress = Progress(3, since=100.0)
+    before: list[Event] = [
+        STARTED,
+        JOINED,
+        done(0),
+        Checkpointed(1, "x"),
+        done(1),
+        done(2),
+        ended(1),
+    ]
+    now: list[Event] = [STARTED, Resumed(1), JOINED, done(1), done(2)]
+    for t, event in enumerate(before):
+        assert progress.take(line(1, float(t), event)) is None
+    for t, event in enumerate(now):
+        assert progress.take(line(1, 100.0 + t, event)) is None
+    peer = progress.peers[1]
+    assert (peer.state, peer.rounds_done, peer.resumed_at) == ("running", 3, 1)
+    assert (peer.bytes_out, peer.rate, peer.joined) == (300, 1.0, 102.0)
+    assert progress.take(line(1, 110.0, STARTED)) == "peer 1 came back"
 
 
 def test_who_remains() -> None:

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from p2p_dml.checkpoint import leaves
 from p2p_dml.errors import WireError
 from p2p_dml.kernels import entropy
 from p2p_dml.kernels.masks import ones, pack, packed_bytes
+from p2p_dml.states import leaves
 from p2p_dml.strategies._mask_coding import (
     DELTA,
     ENTROPY,
@@ -119,6 +119,15 @@ def test_masks_come_whole_until_it_is_known_that_one_was_heard() -> None:
         sent = meet(a, b, seed)
         assert codings(sent) == [DELTA, DELTA]
         assert sent[A].scalars["base"] == digest(mask_of(2 * (seed - 2)))
+
+
+def test_what_is_remembered_is_in_the_order_it_came_so_that_equal_states_are_equal_files() -> None:
+    a, b = pair()
+    for seed in range(2 * WINDOW):
+        meet(a, b, seed)
+        for masks in (a.state.sent, a.state.heard[str(B)].masks):
+            rounds = [kept.round for kept in masks.values()]
+            assert rounds == sorted(rounds)
 
 
 def test_after_a_loss_changes_are_of_what_was_heard() -> None:
