@@ -1,10 +1,10 @@
-# make install | demo | test | test-torchrun | test-gpu | lint | bench; all in .venv of this checkout.
+# make install | demo | test | test-slow | test-gpu | lint | bench; all in .venv of this checkout.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-torchrun test-gpu lint unit bench clean
+.PHONY: install demo test test-slow test-gpu lint unit bench clean
 
 install: $(STAMP)
 
@@ -27,8 +27,8 @@ lint: install
 unit: install
 	$(BIN)/pytest
 
-test-torchrun: install
-	$(BIN)/pytest -m torchrun
+test-slow: install
+	$(BIN)/pytest -m slow
 
 test-gpu: install
 	$(BIN)/pytest -m cuda

@@ -16,6 +16,11 @@ from typing import final
 import pytest
 import tomli_w
 
+from p2p_dml import config
+from p2p_dml.checkpoint import checkpoint_file, load
+from p2p_dml.launchers import simulated
+from p2p_dml.types import Tensors
+
 DEADLINE_S = 60.0
 
 
@@ -92,6 +97,30 @@ class Shell:
                 if self._mark.encode() in (entry / "environ").read_bytes():
                     found.add(int(entry.name))
         return found
+
+    def rank(self, number: int) -> int:
+        """Id of the process of a rank of torchrun."""
+        mark = f"RANK={number}".encode()
+        (found,) = [
+            pid
+            for pid in self.processes()
+            if mark in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        ]
+        return found
+
+    def final_models(self, peers: int, rounds: int) -> Iterator[tuple[Tensors, Tensors]]:
+        """Of each peer what folder `out` has after `rounds`, and what the simulator makes of it.
+
+        The latter's bits are those of `run.toml` run on the CPU without any interruption.
+        """
+        run = config.load(self.folder / "run.toml", [f"rounds={rounds}"])
+        other = self.folder / "other"
+        simulated.simulate(run, other, lambda folder, started: lambda: None, batched=False)
+        for peer in range(peers):
+            file = checkpoint_file(peer, rounds)
+            ours, expected = load(self.folder / "out" / file), load(other / file)
+            assert ours.tensors.keys() == expected.tensors.keys()
+            yield ours.tensors, expected.tensors
 
     def wait_until(self, holds: Callable[[], object], what: str) -> None:
         """Poll until `holds()` is true; fails the test, saying `what`, if it never is."""

@@ -87,6 +87,7 @@ def test_killed_and_resumed(shell: Shell, whole: Path) -> None:
     _expect_same(run, whole)
 
 
+@pytest.mark.slow
 def test_stopped_by_a_signal_and_resumed_without_periodic_checkpoints(
     shell: Shell, whole: Path
 ) -> None:
@@ -106,6 +107,7 @@ def test_stopped_by_a_signal_and_resumed_without_periodic_checkpoints(
     assert f"resumed after round {saved[0][0]}" in page
 
 
+@pytest.mark.slow
 def test_peers_that_wait_for_nobody_go_on_each_after_its_own_round(tmp_path: Path) -> None:
     tables = {
         **TABLES,

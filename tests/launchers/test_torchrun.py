@@ -74,7 +74,7 @@ def _ignore(folder: Path, started: float) -> Callable[[], None]:
     scope="module",
     params=[
         pytest.param(1, id="one group"),
-        pytest.param(2, id="two groups and ZeroMQ", marks=pytest.mark.torchrun),
+        pytest.param(2, id="two groups and ZeroMQ", marks=pytest.mark.slow),
     ],
 )
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
@@ -173,7 +173,7 @@ def _command(shell: Shell, name: str, *options: str, ranks: int = PEERS) -> Ende
             ("--transport", "zeromq"),
             "ZeroMQ, because transport.kind says so",
             "tcp://127.0.0.1:",
-            marks=pytest.mark.torchrun,
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -96,7 +96,7 @@ def _expect_survivors(shell: Shell, code: int, *words: str) -> None:
         pytest.param(
             "evaluate",
             "peer 2 was lost in round 4: the connection to peer 2 broke",
-            marks=pytest.mark.torchrun,
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -114,7 +114,7 @@ def test_survivors_of_a_killed_rank_name_it_and_save(
     assert not shell.processes()
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_a_survivor_that_trains_for_long_saves_the_round_before(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +127,7 @@ def test_a_survivor_that_trains_for_long_saves_the_round_before(
     assert not shell.processes()
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_a_rank_killed_in_its_last_evaluation_leaves_the_others_done(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,7 +141,7 @@ def test_a_rank_killed_in_its_last_evaluation_leaves_the_others_done(
         assert [event["round"] for event in _events(shell, peer, "checkpointed")] == [3]
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_survivors_of_a_failed_rank_pass_on_what_it_said(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,7 +154,7 @@ def test_survivors_of_a_failed_rank_pass_on_what_it_said(
     assert _events(shell, 2, "finished")[0]["exit_code"] == 1
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_a_rank_that_hangs_is_named_when_time_is_over(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +173,7 @@ def test_a_rank_that_hangs_is_named_when_time_is_over(
     assert not shell.processes()
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_a_rank_killed_before_the_first_round_is_named(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,7 +186,7 @@ def test_a_rank_killed_before_the_first_round_is_named(
     assert not shell.processes()
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_a_signal_ends_all_ranks_after_a_checkpoint(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +207,7 @@ def test_a_signal_ends_all_ranks_after_a_checkpoint(
     assert not shell.processes()
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_no_rank_outlives_torchrun(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAULT", "none")
     file = _run_file(shell, rounds=10**6)
@@ -221,7 +221,7 @@ def test_no_rank_outlives_torchrun(shell: Shell, monkeypatch: pytest.MonkeyPatch
         assert _events(shell, peer, "checkpointed")
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "transport", "words"),
     [
@@ -245,7 +245,7 @@ def test_hosts_that_do_not_fit_refuse_each_other(
     assert not (shell.folder / "out").exists()
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_two_hosts_over_zeromq(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAULT", "none")
     command = [_run_file(shell, peers=2), "--out", "out", "--transport", "zeromq"]
@@ -255,7 +255,7 @@ def test_two_hosts_over_zeromq(shell: Shell, monkeypatch: pytest.MonkeyPatch) ->
         assert all(not event["missing"] for event in _events(shell, peer, "round_done"))
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_a_rank_killed_over_zeromq_stops_the_others_after_a_checkpoint(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,7 +272,7 @@ def test_a_rank_killed_over_zeromq_stops_the_others_after_a_checkpoint(
     assert not shell.processes()
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 def test_as_many_ranks_as_peers(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAULT", "none")
     ended = shell.run(_run_file(shell), "--out", "out", program=_torchrun("--nproc-per-node", "2"))

@@ -8,15 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from p2p_dml import config
-from p2p_dml.checkpoint import checkpoint_file, load
 from p2p_dml.events import event_file, read_events
-from p2p_dml.launchers import simulated
 
 if TYPE_CHECKING:
     from tests.launchers.conftest import Shell
 
-pytestmark = pytest.mark.torchrun
+pytestmark = pytest.mark.slow
 
 PEERS, ROUNDS = 4, 40
 HERE, THERE = (2, 3), (0, 1)
@@ -62,15 +59,7 @@ def test_two_hosts_leave_what_the_simulator_does(shell: Shell) -> None:
     words = "transport: torch.distributed (gloo) within a host, ZeroMQ between hosts, because"
     assert words in ended[0].out
     assert "report: out/report.html" in ended[0].out
-    simulated.simulate(
-        config.load(shell.folder / "run.toml"),
-        shell.folder / "other",
-        lambda folder, started: lambda: None,
-        batched=False,
-    )
-    for peer in range(PEERS):
-        file = checkpoint_file(peer, ROUNDS)
-        ours, expected = (load(shell.folder / run / file).tensors for run in ("out", "other"))
+    for ours, expected in shell.final_models(PEERS, ROUNDS):
         assert all(torch.equal(x, ours[key]) for key, x in expected.items())
     assert not shell.processes()
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
-from p2p_dml import config
-from p2p_dml.checkpoint import checkpoint_file, load
 from p2p_dml.events import event_file, read_events
-from p2p_dml.launchers import simulated
 
 if TYPE_CHECKING:
     from tests.launchers.conftest import Shell
 
 pytestmark = [
-    pytest.mark.torchrun,
+    pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="the simulator computes on the CPU"),
 ]
 
@@ -48,20 +44,9 @@ def _ranks(number: int) -> tuple[str, ...]:
 
 def _expect_the_simulators(shell: Shell, rounds: int) -> None:
     """The final models of folder `out`, to rounding."""
-    run = config.load(shell.folder / "run.toml", [f"rounds={rounds}"])
-    other = shell.folder / "other"
-    simulated.simulate(run, other, lambda folder, started: lambda: None, batched=False)
-    for peer in range(PEERS):
-        file = checkpoint_file(peer, rounds)
-        ours, expected = (load(folder / file).tensors for folder in (shell.folder / "out", other))
-        assert ours.keys() == expected.keys()
+    for ours, expected in shell.final_models(PEERS, rounds):
         for name, x in expected.items():
             torch.testing.assert_close(ours[name], x, rtol=1e-9, atol=1e-12)
-
-
-def _rank(pid: int) -> str | None:
-    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return next((v[5:].decode() for v in variables if v.startswith(b"RANK=")), None)
 
 
 @pytest.mark.parametrize(
@@ -82,15 +67,12 @@ def test_a_peer_ends_with_any_of_its_ranks_and_goes_on_with_one(shell: Shell) ->
     process = shell.start(file, "--out", "out", program=_ranks(PEERS * EACH))
     log = event_file(shell.folder / "out", 1)
     shell.wait_until(lambda: log.exists() and '"round": 5,' in log.read_text(), "round 5")
-    (victim,) = [pid for pid in shell.processes() if _rank(pid) == "3"]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(shell.rank(3), signal.SIGKILL)
     ended = shell.end(process)
     assert ended.err.count("exitcode  : 6") == 3
     assert any("rank 3 of peer 1 is gone" in message for message in ended.messages)
-    ends = [
-        [line for line in read_events(event_file(shell.folder / "out", peer))][-1]
-        for peer in range(PEERS)
-    ]
+    logs = [event_file(shell.folder / "out", peer) for peer in range(PEERS)]
+    ends = [[*read_events(each)][-1] for each in logs]
     assert [end["exit_code"] for end in ends] == [6, 6]
     assert "rank 3 of peer 1 is gone" in ends[1]["error"]
     assert "peer 1" in ends[0]["error"]

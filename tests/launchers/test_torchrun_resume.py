@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from p2p_dml import config
-from p2p_dml.checkpoint import checkpoint_file, load
 from p2p_dml.events import event_file, read_events
 from p2p_dml.launchers import simulated
 
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from tests.launchers.conftest import Shell
 
 pytestmark = [
-    pytest.mark.torchrun,
+    pytest.mark.slow,
     pytest.mark.skipif(torch.cuda.is_available(), reason="the simulator computes on the CPU"),
 ]
 
@@ -66,13 +65,7 @@ def _last_round(shell: Shell) -> int:
 
 def _expect_every_bit(shell: Shell, rounds: int) -> None:
     """Folder `out` holds what the simulator makes of the whole run."""
-    run = config.load(shell.folder / "run.toml", [f"rounds={rounds}"])
-    other = shell.folder / "other"
-    simulated.simulate(run, other, lambda folder, started: lambda: None, batched=False)
-    for peer in range(PEERS):
-        file = checkpoint_file(peer, rounds)
-        ours, expected = (load(folder / file).tensors for folder in (shell.folder / "out", other))
-        assert ours.keys() == expected.keys()
+    for ours, expected in shell.final_models(PEERS, rounds):
         assert all(torch.equal(x, ours[name]) for name, x in expected.items())
 
 
@@ -88,17 +81,11 @@ def _resume(shell: Shell) -> str:
     return ended.out
 
 
-def _rank(pid: int) -> bytes | None:
-    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return next((v[5:] for v in variables if v.startswith(b"RANK=")), None)
-
-
 @pytest.mark.parametrize("transport", ["torchdist", "zeromq"])
 def test_after_a_rank_was_killed(shell: Shell, transport: str) -> None:
     """It has the checkpoints made on the way, the others also a later one."""
     process = _start(shell, "--transport", transport, checkpoint_every=2)
-    (victim,) = [pid for pid in shell.processes() if _rank(pid) == b"1"]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(shell.rank(1), signal.SIGKILL)
     assert shell.end(process).code == 1
     said = _resume(shell)
     assert "resumed after round" in said
@@ -115,8 +102,7 @@ def test_after_a_signal_no_round_is_lost(shell: Shell) -> None:
 
 def test_without_a_common_checkpoint_it_cannot(shell: Shell) -> None:
     process = _start(shell)
-    (victim,) = [pid for pid in shell.processes() if _rank(pid) == b"1"]
-    os.kill(victim, signal.SIGKILL)
+    os.kill(shell.rank(1), signal.SIGKILL)
     shell.end(process)
     before = (shell.folder / "out" / "run.json").read_bytes()
     ended = shell.run("--resume", "out", program=RANKS)
@@ -133,4 +119,4 @@ def test_a_run_of_another_command_is_not_taken_up(shell: Shell) -> None:
     ended = shell.run("--resume", "out", program=RANKS)
     assert "exitcode  : 2" in ended.err
     (message,) = ended.messages
-    assert "expected `p2p-dml simulate --resume" in message
+    assert "go on with it by `p2p-dml simulate --resume out`" in message

@@ -62,7 +62,7 @@ def test_peers_must_be_spread_evenly(environment: dict[str, str]) -> None:
     assert "8 peers cannot be spread evenly over 3 machines" in ended.stderr
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 @pytest.mark.parametrize("script", ["torchrun.sh", "slurm.sbatch"])
 def test_a_run_of_two_peers(script: str, environment: dict[str, str], tmp_path: Path) -> None:
     changes = ["peers=2", "rounds=2", "links=ring"]

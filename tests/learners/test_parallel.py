@@ -50,7 +50,7 @@ def torchrun(num_ranks: int, *program: str) -> None:
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param("cpu", marks=pytest.mark.torchrun),
+        pytest.param("cpu", marks=pytest.mark.slow),
         pytest.param("cuda", marks=pytest.mark.cuda),
     ],
     ids=str,
@@ -77,7 +77,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.torchrun
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rank", "fault", "message", "blames"),
     [
