@@ -242,14 +242,13 @@ class Arrival:
         self, past: Past, parts: Blueprint, say: Callable[[str], None]
     ) -> dict[PeerId, int]:
         """The round that each peer goes on after; its checkpoints may be on its own host only."""
-        own = list(resuming.whole_rounds(past, self._role.me, say))
+        waits = parts.pace.waits
+        own = list(resuming.usable_rounds(past, self._role.me, waits, say))
         self._peers.tell("rounds", json.dumps(own))
         startup_s = parts.config.transport.startup_s
         told = self._peers.gather("rounds", startup_s, self._stopping.check)
         found = {peer: json.loads(text) for peer, text in told.items()}
-        if parts.pace.waits or not any(found.values()):
-            return dict.fromkeys(found, resuming.newest_common(past, found))
-        return {peer: max(rounds, default=0) for peer, rounds in found.items()}
+        return resuming.starts_among(past, found, waits)
 
     def _tell_folder(self, path: Path) -> None:
         self._peers.tell("folder", json.dumps([str(path), self.started]))

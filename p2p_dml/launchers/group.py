@@ -225,9 +225,9 @@ class _Member:
 
     def _open_near(self) -> TorchDistTransport:
         """Connect to the other peers of the group."""
-        config, backend = self._seat.parts.config.transport, self._seat.choice.backend
-        assert backend is not None
         seat, group = self._seat, self._seat.group
+        config, backend = seat.parts.config.transport, seat.choice.backend
+        assert backend is not None
         if seat.leaders is None:
             connect(
                 backend,
@@ -241,7 +241,7 @@ class _Member:
         transport = TorchDistTransport(
             Group(wire, group[0], seat.leaders),
             self._digest,
-            home=self._seat.device,
+            home=seat.device,
             max_message_bytes=config.max_message_bytes,
             debug=config.debug,
         )

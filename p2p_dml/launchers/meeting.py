@@ -160,11 +160,10 @@ class Meeting:
         That is asked with the seconds since anybody spoke or let know that it gets on.
         """
         awaited = {*self._members} if members is None else {*members}
-        heard, news = (-1, -1), 0.0
+        heard, news, endings = (-1, -1), 0.0, dict[int, Ending]()
         while True:
             if (now := self._count_signs()) != heard:
-                heard, news = now, time.monotonic()
-            endings = self.endings()
+                heard, news, endings = now, time.monotonic(), self.endings()
             if awaited <= endings.keys() or is_over(time.monotonic() - news):
                 return {member: end for member, end in endings.items() if member in awaited}
             time.sleep(_POLL_S)

@@ -153,38 +153,34 @@ def starts(past: Past, waits: bool, say: Say) -> dict[PeerId, int]:
     if waits:
         found = {peer: saved_rounds(past.path, peer) for peer in peers}
         for round_ in sorted(set.intersection(*map(set, found.values())), reverse=True):
-            bad = [
-                peer
-                for peer in peers
-                if whole(past, peer, round_, say) is None or _is_lonely(past, peer, round_, say)
-            ]
+            bad = [peer for peer in peers if not _is_usable(past, peer, round_, waits, say)]
             if not bad:
                 return dict.fromkeys(peers, _not_finished(past, round_))
             for peer in bad:
                 found[peer].remove(round_)
         raise _nothing_common(past, {peer: max(own, default=0) for peer, own in found.items()})
-    newest = {peer: next(whole_rounds(past, peer, say), 0) for peer in peers}
-    if not any(newest.values()):
+    newest = {peer: next(usable_rounds(past, peer, waits, say), 0) for peer in peers}
+    return starts_among(past, {peer: [round_] for peer, round_ in newest.items()}, waits)
+
+
+def starts_among(
+    past: Past, rounds: Mapping[PeerId, Collection[int]], waits: bool
+) -> dict[PeerId, int]:
+    """As `starts`, of peers that each have found their own `rounds`, perhaps on different hosts."""
+    newest = {peer: max(own, default=0) for peer, own in rounds.items()}
+    common = set.intersection(*(set(own) for own in rounds.values()))
+    if not (common if waits else any(newest.values())):
         raise _nothing_common(past, newest)
+    if waits:
+        return dict.fromkeys(rounds, _not_finished(past, max(common)))
     _not_finished(past, min(newest.values()))
     return newest
 
 
-def newest_common(past: Past, rounds: Mapping[PeerId, Collection[int]]) -> int:
-    """The newest round that all peers have, each its own of `rounds`.
-
-    For peers whose checkpoints are on different hosts. Raises ConfigError as `starts`.
-    """
-    common = set.intersection(*(set(own) for own in rounds.values()))
-    if not common:
-        raise _nothing_common(past, {peer: max(own, default=0) for peer, own in rounds.items()})
-    return _not_finished(past, max(common))
-
-
-def whole_rounds(past: Past, peer: PeerId, say: Say) -> Iterator[int]:
-    """Rounds of a peer's whole checkpoints, newest first; `say` is told of the others."""
+def usable_rounds(past: Past, peer: PeerId, waits: bool, say: Say) -> Iterator[int]:
+    """Rounds from whose checkpoints a peer can go on, newest first; `say` is told of the others."""
     for round_ in saved_rounds(past.path, peer):
-        if whole(past, peer, round_, say) is not None:
+        if _is_usable(past, peer, round_, waits, say):
             yield round_
 
 
@@ -214,6 +210,16 @@ def whole(past: Past, peer: PeerId, round_: int, say: Say) -> Checkpoint | None:
         say(f"passed over: {path}: it does not say how the strategy's state was built")
         return None
     return found
+
+
+def _is_usable(past: Past, peer: PeerId, round_: int, waits: bool, say: Say) -> bool:
+    """Whether a checkpoint is whole and, where peers wait for each other, of a round without loss.
+
+    `say` is told why not.
+    """
+    if whole(past, peer, round_, say) is None:
+        return False
+    return not (waits and _is_lonely(past, peer, round_, say))
 
 
 def _is_lonely(past: Past, peer: PeerId, round_: int, say: Say) -> bool:

@@ -31,6 +31,9 @@ from p2p_dml.learners.parallel import ranks_per_peer
 _STORE_S = 60.0
 """torchrun's agent of the first host may start so much later than that of another."""
 
+_BEAT_S = 0.2
+"""How often a rank lets know that it gets on: short rounds need not wait for the store."""
+
 _CLOSED_S = 5.0
 """How long the others may take to write their last line before the report is made."""
 
@@ -87,7 +90,7 @@ class _Rank:
         self._voice = voice
         self._holding = holding
         self._role = role_of(ranks, 1)
-        self._started = 0.0
+        self._started = self._next_beat = 0.0
 
     def run(self, load: Callable[[], Wish]) -> ExitCode:
         seat = None
@@ -189,6 +192,9 @@ class _Rank:
         return update
 
     def _beat(self) -> None:
+        if time.monotonic() < self._next_beat:
+            return
+        self._next_beat = time.monotonic() + _BEAT_S
         with suppress(TransportError):  # the first host may go, and this one carry on
             self._meeting.beat()
 

@@ -59,7 +59,7 @@ class Shell:
         process = subprocess.Popen(
             [sys.executable, *program, *arguments],
             cwd=self.folder,
-            env=os.environ | {key: value, "P2P_DML_DATA": str(self.folder)},
+            env=os.environ | {key: value, "P2P_DML_DATA": str(self.folder), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

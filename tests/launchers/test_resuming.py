@@ -152,6 +152,10 @@ def test_a_round_in_which_a_message_died_with_its_sender_is_passed_over(run: Pat
     found, said = _starts(run, LONGER)
     assert found == dict.fromkeys(range(PEERS), 4)
     assert said == "passed over: round 6: peer 1 did not hear peer 2, lost"
+    past, own = resuming.read(run, LONGER, "simulate"), [6, 4, 2]
+    for waits in (True, False):  # so too where every host looks into a folder of its own
+        found_here = list(resuming.usable_rounds(past, 1, waits, lambda line: None))
+        assert found_here == (own[1:] if waits else own)
 
 
 def test_no_round_that_all_have_is_told_by_peer(run: Path) -> None:
@@ -175,10 +179,12 @@ def test_no_checkpoints_at_all(run: Path) -> None:
 
 def test_rounds_gathered_from_several_hosts(run: Path) -> None:
     past = resuming.read(run, LONGER, "simulate")
-    assert resuming.newest_common(past, {0: [6, 4, 2], 1: (4, 2), 2: {6, 4}}) == 4
-    assert list(resuming.whole_rounds(past, 1, lambda line: None)) == [6, 4, 2]
+    found = {0: [6, 4, 2], 1: (4, 2), 2: {6, 4}}
+    assert resuming.starts_among(past, found, waits=True) == dict.fromkeys(range(PEERS), 4)
+    assert resuming.starts_among(past, {**found, 1: []}, waits=False) == {0: 6, 1: 0, 2: 6}
+    assert list(resuming.usable_rounds(past, 1, True, lambda line: None)) == [6, 4, 2]
     with pytest.raises(ConfigError, match="peers 0, 2: round 6; peer 1: round 4"):
-        resuming.newest_common(past, {0: [6], 1: [4], 2: [6]})
+        resuming.starts_among(past, {0: [6], 1: [4], 2: [6]}, waits=True)
 
 
 def test_a_checkpoint_that_is_gone_meanwhile_is_an_error_of_the_peer(run: Path) -> None:

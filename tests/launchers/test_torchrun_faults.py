@@ -54,11 +54,6 @@ def _torchrun(*options: str) -> Sequence[str]:
 RANKS = _torchrun("--nproc-per-node", str(PEERS))
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 def _run_file(shell: Shell, name: str = "run.toml", **changes: object) -> str:
     (shell.folder / "faulty.py").write_text(FAULTY, encoding="utf-8")
     tables = {

@@ -40,11 +40,6 @@ def train(model, round):
 """
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 def _ended(shell: Shell, peer: int) -> tuple[int, int, str | None]:
     lines = read_events(event_file(shell.folder / "out", peer))
     (end,) = [line for line in lines if line["event"] == "finished"]

@@ -33,11 +33,6 @@ RUN: Mapping[str, object] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 def _ranks(number: int) -> tuple[str, ...]:
     return ("-m", "torch.distributed.run", "--nproc-per-node", str(number), "-m", "p2p_dml")
 

@@ -39,11 +39,6 @@ RUN: Mapping[str, object] = {
 RANKS = ("-m", "torch.distributed.run", "--nproc-per-node", str(PEERS), "-m", "p2p_dml")
 
 
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
 def _start(shell: Shell, *options: str, **changes: object) -> subprocess.Popen[str]:
     """Start a run, which comes to round 5 before this returns."""
     file = shell.write("run.toml", {**RUN, **changes})

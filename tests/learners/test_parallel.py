@@ -24,6 +24,7 @@ from p2p_dml.learners._parallel_shards import blocks
 from p2p_dml.learners._parallel_share import check_slices, noise_seed, placement_of, slice_of
 from p2p_dml.learners.parallel import Team, ranks_per_peer
 
+ROOT = Path(__file__).parents[2]
 CASES = Path(__file__).with_name("parallel_cases.py")
 FAULTS = Path(__file__).with_name("parallel_faults.py")
 NAMES = re.findall(r"^def (case_\w+)", CASES.read_text(encoding="utf-8"), re.MULTILINE)
@@ -36,7 +37,7 @@ def torchrun(num_ranks: int, *program: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(num_ranks)]
     ended = subprocess.run(
         [*command, *program],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=110,
