@@ -1,10 +1,10 @@
-# make install | demo | test | test-slow | test-gpu | lint | bench; all in .venv of this checkout.
+# make install | demo | test | test-slow | test-cluster | test-gpu | lint | bench; all in .venv of this checkout.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test test-slow test-gpu lint unit bench clean
+.PHONY: install demo test test-slow test-cluster test-gpu lint unit bench clean
 
 install: $(STAMP)
 
@@ -29,6 +29,9 @@ unit: install
 
 test-slow: install
 	$(BIN)/pytest -m slow
+
+test-cluster: install
+	$(BIN)/pytest -m cluster
 
 test-gpu: install
 	$(BIN)/pytest -m cuda

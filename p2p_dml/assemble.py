@@ -6,8 +6,8 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from p2p_dml.config import RunConfig, Table
 from p2p_dml.data import Dataset
 from p2p_dml.errors import ConfigError
 from p2p_dml.events import Event
-from p2p_dml.kernels.mixing import RULES, is_doubly_stochastic, mixing_matrix
+from p2p_dml.kernels.mixing import RULES
 from p2p_dml.learners import (
     Fleet,
     FunctionLearner,
@@ -32,10 +32,12 @@ from p2p_dml.learners import (
 )
 from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
 from p2p_dml.models import build_model, redraw
+from p2p_dml.network import Conditions, Network
 from p2p_dml.pace import PACES, Asynchronous, Clock, Pace, Slowness, draw_stragglers
-from p2p_dml.peer import LOOKAHEAD, Keep, LocalLearner, PeerLoop, Plan
+from p2p_dml.peer import Keep, LocalLearner, PeerLoop, Plan
 from p2p_dml.states import leaves, outline
 from p2p_dml.strategies import STRATEGIES
+from p2p_dml.transports.shaped import Emulation
 from p2p_dml.types import (
     AnyStrategy,
     LinkSchedule,
@@ -48,6 +50,7 @@ from p2p_dml.types import (
 
 Shards = Mapping[PeerId, NDArray[Any]]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
+_CONDITIONS = {field.name for field in fields(Conditions)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Blueprint:
     rule: MixingRule
     strategy: AnyStrategy
     pace: Pace
+    network: Network | None
     dataset: Dataset | None
     shards: Shards
 
@@ -82,6 +86,13 @@ class Blueprint:
             return EveryMailbox()
         return NewestMailbox(self.pace.max_age)
 
+    def emulation(self, me: PeerId, clock: Clock) -> Emulation | None:
+        """The end of peer `me` on the network that the run emulates; None if it emulates none."""
+        if self.network is None:
+            return None
+        every = Need.EVERY_MESSAGE in self.strategy.needs
+        return Emulation(me, self.network, clock, waits=self.pace.waits, every=every)
+
     def model(self) -> nn.Module:
         """A fresh model with the initial weights that all peers share."""
         return model_of(self.config, self.dataset)
@@ -104,7 +115,8 @@ def blueprint(
     schedule = schedule_of(config)
     rule = tables.choose(RULES, config.mixing, "mixing")
     strategy, pace = strategy_of(config), pace_of(config)
-    return Blueprint(config, schedule, rule, strategy, pace, dataset, shards or {})
+    network = network_of(config, strategy.exchanges)
+    return Blueprint(config, schedule, rule, strategy, pace, network, dataset, shards or {})
 
 
 def load_data(config: RunConfig) -> tuple[Dataset | None, Shards]:
@@ -124,6 +136,48 @@ def load_data(config: RunConfig) -> tuple[Dataset | None, Shards]:
 def schedule_of(config: RunConfig) -> LinkSchedule:
     """The link schedule of a run."""
     return links.build(config.links, config.peers, config.seed, config.folder)
+
+
+def network_of(config: RunConfig, exchanges: int) -> Network | None:
+    """The network that a run emulates, with `exchanges` per round; None if none."""
+    table, uplinks = config.network, _uplinks(config)
+    if not table.is_emulated and not uplinks:
+        return None
+    up = None
+    if table.up is not None:
+        up = links.build(table.up, config.peers, config.seed, config.folder, "network.up")
+    usual = Conditions(**table.model_dump(include=_CONDITIONS))
+    special: dict[tuple[PeerId, PeerId], Conditions] = {}
+    for place, entry in enumerate(table.between):
+        conditions = replace(usual, **entry.model_dump(include=_CONDITIONS, exclude_none=True))
+        for a, b in entry.peers:
+            check_peers(config, (a, b), f"network.between[{place}].peers")
+            special |= {(a, b): conditions, (b, a): conditions}
+    return Network(
+        seed=config.seed,
+        exchanges=exchanges,
+        usual=usual,
+        special=special,
+        up=up,
+        uplinks_mbps=uplinks,
+    )
+
+
+def _uplinks(config: RunConfig) -> dict[PeerId, float]:
+    """Megabits per second that leave a peer, of those that are limited."""
+    limits: dict[PeerId, float] = {}
+    for place, device in enumerate(config.devices):
+        check_peers(config, device.peers, f"devices[{place}].peers")
+        if device.bandwidth_mbps is not None:
+            limits |= dict.fromkeys(device.peers, device.bandwidth_mbps)
+    return limits
+
+
+def check_peers(config: RunConfig, peers: Iterable[PeerId], where: str) -> None:
+    """Raise ConfigError if one of `peers` is not of this run."""
+    for peer in peers:
+        if not 0 <= peer < config.peers:
+            raise ConfigError(f"{where}: expected peers 0 to {config.peers - 1}, found {peer}")
 
 
 def strategy_of(config: RunConfig) -> AnyStrategy:
@@ -293,58 +347,6 @@ def checkpoint_of(
     return Checkpoint(me, round_, digest.hex(), __version__, tensors, outline(state, "strategy"))
 
 
-def check_all(shared: Blueprint) -> nn.Module:
-    """Try everything that a peer will build, before any is started; returns a fresh model.
-
-    Raises ConfigError with the path in the run file.
-    """
-    check_needs(shared)
-    model = shared.model()
-    learner_of(shared, model, 0)
-    return model
-
-
-def check_needs(shared: Blueprint) -> None:
-    """Hold the strategy's needs against the mixing rule and the first rounds of the schedule.
-
-    Raises ConfigError naming the need, what was found and what to change.
-    """
-    config = shared.config
-    check_pace(shared)
-    graphs = [shared.schedule(tick) for tick in range(LOOKAHEAD)]
-    symmetric = all(graph.is_symmetric for graph in graphs)
-    if config.mixing == "metropolis" and not symmetric:
-        raise ConfigError(
-            f"mixing: metropolis needs symmetric links, and {config.links} has one-way links; "
-            "choose other links, or a mixing rule and strategy for directed links"
-        )
-    found: Mapping[Need, bool] = {
-        Need.SYMMETRIC: symmetric,
-        Need.DOUBLY_STOCHASTIC: config.mixing == "metropolis"
-        or all(is_doubly_stochastic(mixing_matrix(graph, shared.rule)) for graph in graphs),
-        Need.COLUMN_STOCHASTIC: config.mixing in ("metropolis", "push_uniform"),
-        Need.STATIC: all(graph == graphs[0] for graph in graphs),
-        Need.COMPLETE: all(graph.is_complete for graph in graphs),
-        Need.SYNCHRONOUS: True,  # else `check_pace` has refused it
-        Need.EVERY_MESSAGE: True,
-    }
-    for need in shared.strategy.needs:
-        if not found[need]:
-            raise ConfigError(
-                f"strategy {config.strategy.get('name')!r} needs {need.value}; links = "
-                f"{config.links} with mixing = {config.mixing!r} do not give that; {_FIXES[need]}"
-            )
-
-
-_FIXES = {
-    Need.SYMMETRIC: "choose undirected links, such as erdos_renyi or ring",
-    Need.DOUBLY_STOCHASTIC: 'set mixing = "metropolis" and choose undirected links',
-    Need.COLUMN_STOCHASTIC: 'set mixing = "push_uniform"',
-    Need.STATIC: "choose links that do not change, such as ring",
-    Need.COMPLETE: 'set links = "complete"',
-}
-
-
 def check_evaluation(config: RunConfig, dataset: Dataset | None, shards: Shards) -> None:
     """Whether the peers can be tested as `evaluate_on` says; ConfigError if they cannot."""
     if config.evaluate_on == "all":
@@ -356,20 +358,3 @@ def check_evaluation(config: RunConfig, dataset: Dataset | None, shards: Shards)
         )
     for rows in shards.values():
         own_counts(dataset, rows)
-
-
-def check_pace(shared: Blueprint) -> None:
-    """Hold the strategy against asynchronous rounds; ConfigError saying what to do instead."""
-    if shared.pace.waits:
-        return
-    name, advice = shared.config.strategy.get("name"), 'set pace = "synchronous"'
-    if Need.SYNCHRONOUS in shared.strategy.needs:
-        raise ConfigError(
-            f"strategy {name!r} needs {Need.SYNCHRONOUS.value}, and pace is asynchronous; "
-            f"{advice}, or choose another strategy, such as dpsgd, hyperprism or sgp"
-        )
-    if shared.strategy.exchanges > 1:
-        raise ConfigError(
-            f"strategy {name!r} has {shared.strategy.exchanges} exchanges in a round, each built "
-            f"on the one before; asynchronous rounds have one; {advice} or exchanges = 1"
-        )

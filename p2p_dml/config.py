@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -20,6 +20,7 @@ from p2p_dml.errors import ConfigError
 from p2p_dml.tables import nearest, parse_toml, read_toml
 
 Table = dict[str, Any]
+Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 _SHORT_FOR = {"links": "kind", "train": "function"}
 """The key that a table's short form stands for, where it is not `name`."""
@@ -53,6 +54,30 @@ class TransportConfig(_Section):
         description="`p2p-dml peer`: one address per peer, such as tcp://10.0.0.7:5803; "
         "empty = host and base_port + peer id",
     )
+    listen: str = Field(
+        "",
+        description="`p2p-dml peer`: where to listen, such as tcp://*:5803 behind a port mapping; "
+        "empty = at the peer's own address",
+    )
+    encryption: Literal["auto", "curve", "none"] = Field(
+        "auto",
+        description="curve: encrypted, and only holders of listed keys get in; auto: curve unless "
+        "all addresses are on this machine",
+    )
+    keys: str = Field(
+        "keys",
+        description="folder made by `p2p-dml keys new`; of the secret keys a peer needs its own",
+    )
+    directory: str = Field(
+        "",
+        description="`p2p-dml peer`: instead of addresses, where `p2p-dml directory` runs, such as "
+        "tcp://10.0.0.1:5700",
+    )
+    reached_at: str = Field(
+        "",
+        description="with a directory: where others reach this peer, if that is not its own "
+        "address, such as tcp://203.0.113.7:5803; relay: nowhere, it can only dial out",
+    )
     host: str = Field("127.0.0.1", description="`p2p-dml peer` without addresses: the host")
     base_port: int = Field(5800, ge=1, le=65000, description="port of peer 0; peer i takes + i")
     startup_s: float = Field(60.0, gt=0, description="wait for every neighbour's first hello")
@@ -81,6 +106,53 @@ class StragglersConfig(_Section):
     def is_emulated(self) -> bool:
         """Whether anyone pauses."""
         return bool(self.share or self.round_s)
+
+
+class DeviceConfig(_Section):
+    """What some of the peers' devices can do: limits that make them unequal."""
+
+    peers: list[int] = Field(min_length=1, description="whom this is about, by id")
+    cpus: float | None = Field(None, gt=0, description="containers: processor cores, may be part")
+    memory_mb: int | None = Field(None, ge=64, description="containers: more ends the peer")
+    bandwidth_mbps: float | None = Field(
+        None, gt=0, description="megabits per second that leave the peer, kept by its transport"
+    )
+
+
+class BetweenConfig(_Section):
+    """How some links are, both ways; what is not given is as `[network]` says of all."""
+
+    peers: list[Pair] = Field(min_length=1, description="pairs of peers, such as [[0, 1], [0, 2]]")
+    loss: float | None = Field(None, ge=0, le=1, description="share of messages that are lost")
+    delay_s: float | None = Field(None, ge=0, description="how long a message travels")
+    jitter_s: float | None = Field(None, ge=0, description="up to so much longer")
+    bandwidth_mbps: float | None = Field(None, gt=0, description="megabits per second of a link")
+
+
+class NetworkConfig(_Section):
+    """The network that a run emulates between its peers, whatever is really there."""
+
+    loss: float = Field(0.0, ge=0, le=1, description="share of messages that are lost")
+    delay_s: float = Field(0.0, ge=0, description="how long a message travels")
+    jitter_s: float = Field(0.0, ge=0, description="up to so much longer, drawn per message")
+    bandwidth_mbps: float | None = Field(
+        None, gt=0, description="megabits per second of a link; default: no limit"
+    )
+    up: Table | None = Field(
+        None,
+        description="links that are up, as for `links`: what is sent over others is lost",
+    )
+    between: list[BetweenConfig] = Field([], description="links that differ from the others")
+
+    @field_validator("up", mode="before")
+    @classmethod
+    def _kind_alone(cls, value: object) -> object:
+        return {"kind": value} if isinstance(value, str) else value
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether there is anything to emulate."""
+        return self != NetworkConfig()
 
 
 class RunConfig(_Section):
@@ -114,6 +186,8 @@ class RunConfig(_Section):
     min_neighbours: int = Field(1, ge=0, description="heard fewer: the round is local only")
     max_isolated_rounds: int = Field(10, ge=1, description="exchanges in isolation before exit 4")
     transport: TransportConfig = Field(TransportConfig(), description="how messages travel")
+    network: NetworkConfig = Field(NetworkConfig(), description="what is emulated between peers")
+    devices: list[DeviceConfig] = Field([], description="limits of some peers' devices")
     folder: Path = Field(Path(), exclude=True)
 
     @field_validator("strategy", "data", "model", "partition", "pace", mode="before")
@@ -138,7 +212,9 @@ class RunConfig(_Section):
         fields = self.model_dump(exclude=local | {"min_neighbours", "max_isolated_rounds"})
         fields["train"].pop("parallel", None)  # nor how many ranks share a peer's training
         # Hosts keep files in different places; that the contents agree shows in the first graphs.
-        fields["links"] = _map_files(self.links, lambda file: Path(file).name)
+        for table in (fields, fields["network"]):
+            for key in {"links", "up"} & table.keys():
+                table[key] = _map_files(table[key], lambda file: Path(file).name)
         return json.dumps(fields, sort_keys=True)
 
     @property
@@ -180,7 +256,9 @@ def parse(tables: Mapping[str, object], folder: Path, where: str = "run") -> Run
 def dump(config: RunConfig, path: Path) -> None:
     """Write the effective config, defaults included, as a run file to run from anywhere."""
     tables = config.model_dump(exclude_none=True)
-    tables["links"] = _map_files(config.links, lambda file: str((config.folder / file).resolve()))
+    for table in (tables, tables["network"]):
+        for key in {"links", "up"} & table.keys():
+            table[key] = _map_files(table[key], lambda file: str((config.folder / file).resolve()))
     path.write_text(tomli_w.dumps(tables), encoding="utf-8")
 
 
@@ -209,7 +287,11 @@ def _map_files(table: Any, change: Callable[[str], str]) -> Any:
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "transport": TransportConfig,
     "stragglers": StragglersConfig,
+    "devices": DeviceConfig,
+    "network": NetworkConfig,
+    "network.between": BetweenConfig,
 }
+"""Sections of a run file by their path."""
 
 
 def _keys(section: type[BaseModel]) -> list[str]:
@@ -221,7 +303,7 @@ def _explain(error: Any, where: str) -> str:
     *parents, key = error["loc"]
     path = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
-        section = _SECTIONS[parents[0]] if parents else RunConfig
+        section = _SECTIONS.get(".".join(x for x in parents if isinstance(x, str)), RunConfig)
         return f"{where}: {path}: unknown key; {nearest(str(key), _keys(section))}"
     if error["type"] == "missing":
         return f"{where}: {path}: missing; this key has no default"

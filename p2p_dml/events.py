@@ -48,6 +48,14 @@ class Resumed:
 
 
 @dataclass(frozen=True, slots=True)
+class Skipped:
+    """Rounds `first` to `last` are not run: neighbours, who were out of reach, are past them."""
+
+    first: int
+    last: int
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """All neighbours of the first rounds have said hello; round 0 begins. `after_s` since start."""
 
@@ -104,11 +112,15 @@ class NeighbourChanged:
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A message was dropped and its sender treated as missing; `sender` None if it is unknown."""
+    """Something was refused and its sender treated as missing; `sender` None if it is unknown.
+
+    Told once per sender and reason, and again in the end if there was more: `times` add up.
+    """
 
     sender: PeerId | None
     round: int
     why: str
+    times: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +166,7 @@ Event = (
     | NeighbourChanged
     | Rejected
     | Isolated
+    | Skipped
     | Checkpointed
     | Memory
     | Finished

@@ -6,17 +6,21 @@ transports are the same for all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import heapq
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import final
 
-from p2p_dml.types import Mail, Message, Payload, PeerId, Tag
+from p2p_dml.types import Mail, Mailbox, Message, Payload, PeerId, Tag
 
 
 @final
 class TaggedMailbox:
     """Synchronous rounds: the messages of one exchange go together, and are waited for.
 
-    At most `ahead` messages of a sender are kept for exchanges to come.
+    At most `ahead` messages of a sender are kept for exchanges to come. Who has sent one of those
+    and none for this exchange will not: messages of a sender keep their order.
     """
 
     def __init__(self, ahead: int) -> None:
@@ -42,18 +46,23 @@ class TaggedMailbox:
         return None
 
     def absent(self, senders: Iterable[PeerId]) -> list[PeerId]:
-        here = self._due.get(self._tag, {})
-        return [j for j in senders if j not in here]
+        heard = {j for mail in self._due.values() for j in mail}
+        return [j for j in senders if j not in heard]
 
     def take(self, senders: Sequence[PeerId]) -> Mail:
         here = self._due.pop(self._tag, {})
         on_time = {j: here[j] for j in sorted(set(senders) & here.keys())}
         late, self._late = sorted(self._late, key=_by_tag), []
         num_bytes, self._num_bytes = self._num_bytes, 0
-        return Mail(on_time, late, num_bytes)
+        passed = set(senders) - here.keys()
+        ahead = max((t.round for t, mail in self._due.items() if passed & mail.keys()), default=0)
+        return Mail(on_time, late, num_bytes, ahead=ahead)
 
     def left(self, peer: PeerId) -> None:
         """What it has sent is kept for its exchanges."""
+
+    def due_in_s(self) -> float:
+        return math.inf
 
 
 @final
@@ -97,6 +106,9 @@ class NewestMailbox:
     def left(self, peer: PeerId) -> None:
         self._finished.add(peer)
 
+    def due_in_s(self) -> float:
+        return math.inf
+
     def _age(self, peer: PeerId) -> int:
         return 0 if peer in self._finished else self._round - self._kept[peer][1]
 
@@ -134,6 +146,71 @@ class EveryMailbox:
 
     def left(self, peer: PeerId) -> None:
         """What it has sent is still to be counted."""
+
+    def due_in_s(self) -> float:
+        return math.inf
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Held:
+    due: float
+    place: int
+    message: Message = field(compare=False)
+    num_bytes: int = field(compare=False)
+
+
+@final
+class HoldingMailbox:
+    """Keeps messages from another mailbox until they arrive on the network that is emulated.
+
+    `arrival` says when, of a message and its size, on the clock that `now` tells; it may take
+    what it needs off the message, and returns a text if it cannot say.
+    """
+
+    def __init__(
+        self,
+        mailbox: Mailbox,
+        arrival: Callable[[Message, int], tuple[Message, float] | str],
+        now: Callable[[], float],
+    ) -> None:
+        self._mailbox = mailbox
+        self._arrival = arrival
+        self._now = now
+        self._held: list[_Held] = []
+        self._count = 0
+
+    def begin(self, tag: Tag) -> None:
+        self._release()
+        self._mailbox.begin(tag)
+
+    def put(self, message: Message, num_bytes: int) -> str | None:
+        due = self._arrival(message, num_bytes)
+        if isinstance(due, str):
+            return due
+        self._count += 1
+        heapq.heappush(self._held, _Held(due[1], self._count, due[0], num_bytes))
+        return None
+
+    def absent(self, senders: Iterable[PeerId]) -> list[PeerId]:
+        self._release()
+        return self._mailbox.absent(senders)
+
+    def take(self, senders: Sequence[PeerId]) -> Mail:
+        self._release()
+        return self._mailbox.take(senders)
+
+    def left(self, peer: PeerId) -> None:
+        """Said after all of its messages have arrived: `ShapedTransport.close` sees to that."""
+        self._mailbox.left(peer)
+
+    def due_in_s(self) -> float:
+        return max(0.0, self._held[0].due - self._now()) if self._held else math.inf
+
+    def _release(self) -> None:
+        """Pass on what has arrived."""
+        while self._held and self._held[0].due <= self._now():
+            held = heapq.heappop(self._held)
+            self._mailbox.put(held.message, held.num_bytes)
 
 
 def _by_tag(message: Message) -> tuple[Tag, PeerId]:

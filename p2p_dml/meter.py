@@ -26,6 +26,7 @@ class Tally:
     late: int = 0
     lost_weight: float = 0.0
     ages: list[int] = field(default_factory=list)
+    ahead: int = 0
 
 
 @final

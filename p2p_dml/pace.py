@@ -92,18 +92,22 @@ class WallClock:
         time.sleep(seconds)
 
 
+_TICKS_PER_S = 10**9
+CLOCK_TICK_S = 1 / _TICKS_PER_S
+
+
 @final
 class VirtualClock:
     """Time that passes only by `sleep`: computing costs none.
 
-    Counted in whole nanoseconds, so that clocks which passed equal times are equal.
+    Counted in whole ticks, so that clocks which passed equal times are equal.
     """
 
     def __init__(self) -> None:
-        self._ns = 0
+        self._ticks = 0
 
     def now(self) -> float:
-        return self._ns / 1e9
+        return self._ticks / _TICKS_PER_S
 
     def sleep(self, seconds: float) -> None:
-        self._ns += max(0, round(seconds * 1e9))
+        self._ticks += max(0, round(seconds * _TICKS_PER_S))

@@ -25,6 +25,7 @@ from p2p_dml.events import (
     Memory,
     Rejected,
     RoundDone,
+    Skipped,
 )
 from p2p_dml.kernels import sketch
 from p2p_dml.links import Walk
@@ -197,8 +198,8 @@ class PeerLoop:
         if self.round == 0 or _is_due(self.round, self._plan.evaluate_every):
             self._evaluate()
         begin = self._clock.now()
-        for round_ in range(self.round + 1, self._plan.rounds + 1):
-            self.round = round_
+        while self.round < self._plan.rounds:
+            self.round = round_ = self._next_round()
             self._tally = Tally()
             self._learner.seek(round_)
             state = yield from self._round(state)
@@ -231,6 +232,13 @@ class PeerLoop:
             ) from error
         self._learner.seek(start.round)
         return state
+
+    def _next_round(self) -> int:
+        """The one after this; or that of the neighbours, if they went on while out of reach."""
+        last = min(self._tally.ahead, self._plan.rounds) - 1
+        if last > self.round:
+            self._on_event(Skipped(self.round + 1, last))
+        return max(self.round, last) + 1
 
     def _is_over(self, begin: float) -> bool:
         duration_s = self._plan.duration_s
@@ -320,6 +328,7 @@ class PeerLoop:
         tally.expected.update(inbox.hood.in_weights)
         tally.missing.update(inbox.missing)
         tally.late += len(inbox.late)
+        tally.ahead = max(tally.ahead, delivery.mail.ahead)
         tally.lost_weight += sum(inbox.hood.in_weights[j] for j in inbox.missing)
         ages = delivery.mail.ages
         tally.ages += [ages[j] for j in inbox.messages if j in ages]

@@ -48,8 +48,10 @@ def lockstep(
                 exchanges[i] = step, transports[i].post(step.tag, step.sent)
         posted = {i: clocks[i].now() for i in exchanges} if clocks else {}
         for i, (exchange, bytes_out) in exchanges.items():
+            if clocks:
+                _wait(clocks[i], posted, exchange.senders)
             mail = transports[i].collect(exchange.tag, exchange.senders, 0.0)
-            wait_s = _wait(clocks[i], posted, exchange.senders) if clocks else 0.0
+            wait_s = clocks[i].now() - posted[i] if clocks else 0.0
             deliveries[i] = Delivery(mail, bytes_out, wait_s=wait_s)
         running = waiting
         on_exchange()
@@ -115,12 +117,10 @@ class _Agenda:
         return True
 
 
-def _wait(clock: VirtualClock, posted: Mapping[int, float], senders: Sequence[PeerId]) -> float:
-    """Let a clock wait for what its senders have posted; returns the seconds."""
+def _wait(clock: VirtualClock, posted: Mapping[int, float], senders: Sequence[PeerId]) -> None:
+    """Let a clock wait for what its senders have posted."""
     last = max((posted[j] for j in senders if j in posted), default=0.0)
-    seconds = max(0.0, last - clock.now())
-    clock.sleep(seconds)
-    return seconds
+    clock.sleep(last - clock.now())
 
 
 def _advance(rounds: Rounds, delivery: Delivery | None) -> Exchange | ExitCode | None:

@@ -145,6 +145,7 @@ class Mail:
 
     `ages`: rounds since each payload on time came, where payloads are used again (asynchronous
     rounds). `silent`: senders of whom there is none, though they are connected or have finished.
+    `ahead`: the newest round of senders that have gone on without sending for this exchange, or 0.
     """
 
     on_time: Mapping[PeerId, Payload]
@@ -152,6 +153,7 @@ class Mail:
     num_bytes: int = 0
     ages: Mapping[PeerId, int] = field(default_factory=dict)
     silent: int = 0
+    ahead: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +275,7 @@ AnyStrategy = Strategy[Any]
 class Mailbox(Protocol):
     """Keeps what has come to one peer until it is collected; where rounds differ in pace.
 
-    Pure: no sockets, no clock. Calls go begin, put …, absent, put …, take in each exchange.
+    Pure: no sockets. Calls go begin, put …, absent, put …, take in each exchange.
     """
 
     def begin(self, tag: Tag) -> None:
@@ -294,6 +296,13 @@ class Mailbox(Protocol):
 
     def left(self, peer: PeerId) -> None:
         """`peer` has finished: nothing newer will come of it."""
+        ...
+
+    def due_in_s(self) -> float:
+        """Seconds until a message that has been put is there by the mere passing of time.
+
+        inf if there is none: only on an emulated network messages take time after they came.
+        """
         ...
 
 

@@ -2,8 +2,9 @@
 
 Frame 1, header: [magic, version, kind, digest, sender, incarnation, round, exchange, note,
 {scalar: float}, [[name, dtype, shape, begin, end], …]].
-Frame 2, block: the tensors' little-endian bytes, each at a multiple of ALIGNMENT, in order;
-bool tensors travel packed, eight to a byte, padding bits zero.
+Block: the tensors' little-endian bytes, each at a multiple of ALIGNMENT, in order; bool tensors
+travel packed, eight to a byte, padding bits zero. It follows in frames of MAX_FRAME_BYTES, so that
+one is encrypted while the one before it travels, and no frame is long in coming.
 
 Every field is type-checked and every size is bounded before anything is allocated. Whatever is
 wrong with a message, `decode` raises WireError and nothing else.
@@ -32,6 +33,7 @@ VERSION = 1
 ALIGNMENT = 64
 DIGEST_BYTES = 16
 MAX_HEADER_BYTES = 1 << 20
+MAX_FRAME_BYTES = 1 << 20
 MAX_TENSORS = 1 << 14
 MAX_SCALARS = 1 << 10
 MAX_DIMS = 8
@@ -49,6 +51,7 @@ class Kind(IntEnum):
     ROUND = 3  # a payload of one exchange
     GOODBYE = 4  # "nothing more will come from me"
     FAREWELL = 5  # answer to a goodbye: everything before it was read
+    BOOK = 6  # a directory's answer to a hello: where everybody is
 
 
 DTYPES: Mapping[str, torch.dtype] = {

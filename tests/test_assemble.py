@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from p2p_dml import config
-from p2p_dml.assemble import Blueprint, blueprint, check_needs, load_data, model_of
+from p2p_dml.assemble import Blueprint, blueprint, load_data, model_of
+from p2p_dml.checks import check_needs
 from p2p_dml.errors import ConfigError
 from p2p_dml.launchers.single import limits_of
 from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
+from p2p_dml.network import Conditions
 from p2p_dml.strategies import STRATEGIES
 from p2p_dml.types import Need
 
@@ -31,6 +33,47 @@ class Twice:
 
 def parts_of(**changes: object) -> Blueprint:
     return blueprint(config.parse({**BASE, "pace": "asynchronous", **changes}, Path()))
+
+
+def test_a_network_as_the_run_file_says() -> None:
+    parts = parts_of(
+        strategy="dpsgd",
+        network={
+            "loss": 0.1,
+            "delay_s": 0.5,
+            "up": "ring",
+            "between": [{"peers": [[0, 2], [1, 2]], "delay_s": 2.0}, {"peers": [[1, 2]]}],
+        },
+        devices=[{"peers": [1, 3], "bandwidth_mbps": 8.0}, {"peers": [0], "cpus": 0.5}],
+    )
+    usual, far = Conditions(loss=0.1, delay_s=0.5), Conditions(loss=0.1, delay_s=2.0)
+    assert parts.network is not None and parts.network.up is not None
+    assert (parts.network.usual, parts.network.link(2, 0)) == (usual, far)
+    assert parts.network.link(1, 2) == usual  # the later entry holds
+    assert parts.network.up(0).senders[0] == (1, 7)
+    assert parts.network.uplinks_mbps == {1: 8.0, 3: 8.0}
+
+
+def test_no_network_unless_there_is_something_to_emulate() -> None:
+    assert parts_of(strategy="dpsgd", devices=[{"peers": [0], "cpus": 0.5}]).network is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"network": {"between": [{"peers": [[0, 8]]}]}},
+            r"network.between\[0\].peers: expected p",
+        ),
+        ({"devices": [{"peers": [8]}]}, r"devices\[0\].peers: expected peers 0 to 7, found 8"),
+        ({"network": {"up": "circle"}}, "network.up.kind: unknown .*circle"),
+    ],
+)
+def test_a_network_of_peers_and_links_that_are_not_there(
+    changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parts_of(strategy="dpsgd", **changes)
 
 
 @pytest.mark.parametrize("name", ASYNCHRONOUS)

@@ -82,6 +82,17 @@ MISTAKES: list[tuple[dict[str, object], str]] = [
     ({"stragglers": {"share": 1.5}}, "stragglers.share: input should be less than or equal to 1;"),
     ({"stragglers": {"factor": 0.5}}, "stragglers.factor: input should be greater than or equal"),
     ({"stragglers": {"round_s": -1}}, "stragglers.round_s: input should be greater than or equal"),
+    ({"network": {"los": 0.1}}, "network.los: unknown key; did you mean 'loss'? valid: bandwidth"),
+    ({"network": {"loss": 1.5}}, "network.loss: input should be less than or equal to 1; found"),
+    ({"network": {"up": 5}}, "network.up: input should be a valid dictionary; found int 5"),
+    (
+        {"network": {"between": [{"peers": [[0, 1]], "delay": 1.0}]}},
+        "network.between.0.delay: unknown key; did you mean 'delay_s'? valid: bandwidth_mbps",
+    ),
+    ({"network": {"between": [{"peers": [[0, 1, 2]]}]}}, "network.between.0.peers.0: list should"),
+    ({"network": {"between": [{"delay_s": 1.0}]}}, "network.between.0.peers: missing; this key"),
+    ({"devices": [{"peers": [0], "cpu": 1}]}, "devices.0.cpu: unknown key; did you mean 'cpus'?"),
+    ({"devices": [{"peers": []}]}, "devices.0.peers: list should have at least 1 item"),
     ({"duration_s": 0}, "run: duration_s: input should be greater than 0; found int 0"),
     ({"pace": 5}, "run: pace: input should be a valid dictionary; found int 5"),
 ]
@@ -204,6 +215,8 @@ FULL: dict[str, object] = {
     "stragglers": {"share": 0.25, "factor": 3.0, "round_s": 0.1},
     "duration_s": 60.0,
     "evaluate_on": "own",
+    "network": {"loss": 0.1, "up": "ring", "between": [{"peers": [[0, 1]], "delay_s": 0.5}]},
+    "devices": [{"peers": [0, 1], "cpus": 0.5}, {"peers": [2], "bandwidth_mbps": 3.0}],
 }
 
 
@@ -217,13 +230,14 @@ def test_what_is_dumped_loads_equal(tmp_path: Path, changes: dict[str, object]) 
 def test_a_dumped_run_finds_its_files_from_anywhere(tmp_path: Path) -> None:
     here = tmp_path / "here"
     links = {"kind": "alternating", "phases": [{"file": "a.toml"}, {"of": {"file": "b/c.toml"}}]}
-    run = config.parse({**PLAIN, "links": links}, here)
+    run = config.parse({**PLAIN, "links": links, "network": {"up": {"file": "up.toml"}}}, here)
     config.dump(run, tmp_path / "run.toml")
     loaded = config.load(tmp_path / "run.toml")
     assert loaded.links["phases"] == [
         {"file": str(here / "a.toml")},
         {"of": {"file": str(here / "b/c.toml")}},
     ]
+    assert loaded.network.up == {"file": str(here / "up.toml")}
     assert loaded.canonical() == run.canonical()
 
 
@@ -264,6 +278,8 @@ def test_what_a_host_may_choose_is_not_canonical(changes: dict[str, object]) -> 
         {"duration_s": 5.0},
         {"evaluate_on": "own"},
         {"model": {"name": "softmax", "init": "kaiming"}},
+        {"network": {"loss": 0.1}},
+        {"devices": [{"peers": [0], "bandwidth_mbps": 1.0}]},
     ],
 )
 def test_what_peers_must_agree_on_is_canonical(changes: dict[str, object]) -> None:

@@ -17,11 +17,12 @@ LEVELS = (
     ("types", "errors", "tensors", "tables", "files"),
     ("kernels", "links", "plugins"),
     ("strategies", "hypernet"),
-    ("wire", "events", "config", "liveness", "mailbox", "pace"),
+    ("wire", "events", "config", "keys", "liveness", "mailbox", "network", "pace"),
     ("peer", "drive", "simulate", "checkpoint", "states", "meter"),
     ("transports", "learners", "data", "models", "layers"),
     ("assemble",),
-    ("launchers", "report", "sweep", "export", "cli", "console"),
+    ("checks",),
+    ("launchers", "report", "sweep", "export", "commands", "cli", "console"),
     ("__init__", "__main__"),  # the faces of the package; its version is free for all
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

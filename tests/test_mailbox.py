@@ -51,6 +51,17 @@ def test_tagged_refuses_what_is_too_far_ahead_and_never_what_is_late() -> None:
     assert len(mailbox.take([1]).late) == 3
 
 
+def test_who_has_sent_for_a_later_exchange_is_not_awaited_and_is_ahead() -> None:
+    mailbox = TaggedMailbox(ahead=4)
+    for sender, round_ in ((0, 5), (1, 9), (2, 7), (3, 8)):
+        mailbox.put(message(sender, round_), 4)
+    mailbox.begin(Tag(5))
+    assert mailbox.absent([0, 1, 2, 4]) == [4]
+    # Peer 3 is no neighbour in this exchange: that it is further on is as it should be.
+    assert mailbox.take([0, 1, 2, 4]).ahead == 9
+    assert take(mailbox, 7, 2).ahead == 0
+
+
 # ---- newest ----------------------------------------------------------------------------------
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from p2p_dml.checkpoint import Checkpoint
 from p2p_dml.errors import ConfigError, ExitCode, IsolationError, WireError
-from p2p_dml.events import Evaluated, Event, Isolated, Rejected, RoundDone
+from p2p_dml.events import Evaluated, Event, Isolated, Rejected, RoundDone, Skipped
 from p2p_dml.kernels.mixing import metropolis
 from p2p_dml.learners import FunctionLearner
 from p2p_dml.links import Walk
@@ -115,6 +115,25 @@ def test_who_waits_for_nobody_is_isolated_when_too_few_may_still_come(
     else:
         assert driven.run(mail(silent=silent)) is ExitCode.DONE
         assert driven.count(Isolated) == 0
+
+
+@pytest.mark.parametrize(
+    ("ahead", "rounds", "skipped"),
+    [
+        (0, [1, 2, 3, 4, 5, 6, 7, 8, 9], None),
+        (2, [1, 2, 3, 4, 5, 6, 7, 8, 9], None),  # one ahead is how it is between neighbours
+        (6, [1, 6, 7, 8, 9], (2, 5)),
+        (99, [1, 9], (2, 8)),
+    ],
+)
+def test_who_was_out_of_reach_goes_on_in_the_round_of_the_others(
+    ahead: int, rounds: list[int], skipped: tuple[int, int] | None
+) -> None:
+    driven = Driven(Plan(rounds=9, seed=0))
+    assert driven.run(replace(mail(1), ahead=ahead), mail(1, 2)) is ExitCode.DONE
+    assert [each.round for each in driven.events if isinstance(each, RoundDone)] == rounds
+    found = [(each.first, each.last) for each in driven.events if isinstance(each, Skipped)]
+    assert found == ([skipped] if skipped else [])
 
 
 def test_an_isolated_round_is_local_but_for_messages_that_must_be_counted() -> None:

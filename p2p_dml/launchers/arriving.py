@@ -17,15 +17,17 @@ from torch import nn
 from p2p_dml.assemble import (
     Blueprint,
     blueprint,
-    check_needs,
     learner_of,
     load_data,
     training_of,
 )
+from p2p_dml.checks import check_needs
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError, StartupError
+from p2p_dml.keys import Keys, new_pair
 from p2p_dml.launchers import folder, resuming
 from p2p_dml.launchers.group import Seat
+from p2p_dml.launchers.keyring import is_encrypted
 from p2p_dml.launchers.meeting import Meeting
 from p2p_dml.launchers.ranks import Choice, Ranks, Role, choose
 from p2p_dml.launchers.resuming import Past, Start
@@ -113,6 +115,7 @@ class Arrival:
         else:
             path, start = wish.past.path, self._resume(wish.past, parts, model, say)
         startup_s = wish.config.transport.startup_s
+        bind = f"tcp://{self._own_host()}:*"
         return Seat(
             parts=parts,
             learner=learner,
@@ -120,8 +123,9 @@ class Arrival:
             choice=choice,
             group=self._role.here if choice.transport == "hybrid" else range(wish.config.peers),
             leaders=prepared.teams.leaders if prepared.teams else None,
-            bind=f"tcp://{self._own_host()}:*",
+            bind=bind,
             introduce=lambda endpoint: self._introduce(endpoint, startup_s),
+            keys=self._keys(wish.config, bind) if choice.transport != "torchdist" else None,
             device=prepared.device,
             run=path,
             start=start,
@@ -270,6 +274,15 @@ class Arrival:
             host: str = probe.getsockname()[0]
         return host
 
+    def _keys(self, config: RunConfig, bind: str) -> Keys | None:
+        """Keys for this run alone, if it is encrypted; torchrun's store is trusted to say whose."""
+        if not is_encrypted(config, [bind]):
+            return None
+        own = new_pair()
+        self._peers.tell("key", own.public)
+        told = self._peers.gather("key", config.transport.startup_s, self._stopping.check)
+        return Keys(public=told, own=own)
+
     def _introduce(self, endpoint: str, timeout_s: float) -> Mapping[PeerId, str]:
         self._peers.tell("address", endpoint)
         return self._peers.gather("address", timeout_s, self._stopping.check)
@@ -320,6 +333,8 @@ def _obstacle(parts: Blueprint) -> str | None:
     """Why a group whose peers end together cannot run this, if it cannot."""
     if not parts.pace.waits:
         return "rounds are asynchronous"
+    if parts.network is not None:
+        return "messages can be lost or late on the [network] that is emulated"
     if parts.config.duration_s is not None:
         return "duration_s ends each peer after a round of its own"
     return None

@@ -24,6 +24,7 @@ from p2p_dml.checkpoint import Checkpoint
 from p2p_dml.drive import drive
 from p2p_dml.errors import ExitCode, StorageError, TransportError, exit_code_of
 from p2p_dml.events import Checkpointed, EventLog, Finished, Joined, event_file
+from p2p_dml.keys import Keys
 from p2p_dml.launchers.endings import Ending, judge
 from p2p_dml.launchers.meeting import Meeting
 from p2p_dml.launchers.process import keep_freed_memory, memory_mb, release_freed_memory
@@ -64,7 +65,7 @@ class Seat:
 
     `group`: the peers with which it ends; `leaders`: the process group of these, if other ranks
     help them. `bind` and `introduce`: where ZeroMQ listens, and how addresses are exchanged.
-    `start`: where to go on, in a resumed run.
+    `keys`: its encryption. `start`: where to go on, in a resumed run.
     """
 
     parts: Blueprint
@@ -75,6 +76,7 @@ class Seat:
     leaders: dist.ProcessGroup | None
     bind: str
     introduce: Introduce
+    keys: Keys | None
     device: torch.device
     run: Path
     start: Start | None
@@ -218,7 +220,9 @@ class _Member:
         seat, limits = self._seat, limits_of(self._seat.parts)
         mailbox, incarnation = seat.parts.mailbox(limits.queue_messages), secrets.randbits(62)
         write = self._log.write
-        far = ZeroMQTransport(seat.me, seat.bind, self._digest, incarnation, limits, write, mailbox)
+        far = ZeroMQTransport(
+            seat.me, seat.bind, self._digest, incarnation, limits, write, mailbox, seat.keys
+        )
         book = seat.introduce(far.endpoint)
         far.open(book, loop.neighbours(loop.round + 1) - {*seat.group})
         return at_home(far, seat.device)

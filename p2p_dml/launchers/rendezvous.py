@@ -11,7 +11,7 @@ import json
 import selectors
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,26 +24,25 @@ Book = dict[PeerId, str]
 class Desk:
     """The launcher's end."""
 
-    def __init__(self, path: Path, num_peers: int) -> None:
-        self._num_peers = num_peers
+    def __init__(self, path: Path, peers: Collection[PeerId]) -> None:
+        self._peers = frozenset(peers)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
-        self._listener.listen(num_peers)
+        self._listener.listen(len(self._peers))
         self._book: Book = {}
         self._visitors: list[socket.socket] = []
 
     def gather(self, timeout_s: float, check: Callable[[], None]) -> Book:
-        """Wait until every peer has registered, calling `check` meanwhile (it may raise).
+        """Wait until all `peers` have registered, calling `check` meanwhile (it may raise).
 
         Raises StartupError naming the peers that did not register in time.
         """
         deadline = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
             selector.register(self._listener, selectors.EVENT_READ)
-            while len(self._book) < self._num_peers:
+            while late := sorted(self._peers - self._book.keys()):
                 check()
                 if time.monotonic() > deadline:
-                    late = sorted(set(range(self._num_peers)) - self._book.keys())
                     raise StartupError(f"peers {late} did not start within {timeout_s:g} s")
                 if selector.select(0.1):
                     self._admit()
@@ -56,9 +55,9 @@ class Desk:
         self._book[entry["peer"]] = entry["endpoint"]
         self._visitors.append(visitor)
 
-    def publish(self) -> None:
-        """Answer every registered peer with the book."""
-        answer = json.dumps(self._book).encode() + b"\n"
+    def publish(self, book: Book | None = None) -> None:
+        """Answer every registered peer with the book; `book`: that of peers elsewhere too."""
+        answer = json.dumps(book or self._book).encode() + b"\n"
         for visitor in self._visitors:
             visitor.sendall(answer)
         self.close()

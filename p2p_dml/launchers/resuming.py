@@ -34,6 +34,8 @@ _COMMANDS = {
     "torchrun": "torchrun … -m p2p_dml",
 }
 
+_ELSEWHERE = {"peer": "started one by one", "launch": "on several hosts", "up": "in containers"}
+
 Say = Callable[[str], None]
 
 
@@ -78,11 +80,13 @@ def read(path: Path, overrides: Sequence[str], mode: str) -> Past:
             "a run goes on with the version it began with"
         )
     if facts["mode"] != mode:
-        command = _COMMANDS.get(str(facts["mode"]))
+        found = str(facts["mode"])
+        command = _COMMANDS.get(found)
         hint = (
             f"go on with it by `{command} --resume {path}`"
             if command
-            else "its peers were started one by one, and such a run cannot be resumed"
+            else f"its peers were {_ELSEWHERE.get(found, 'elsewhere')}, and such a run cannot be "
+            "resumed"
         )
         raise ConfigError(f"{path}: not a run of `{_COMMANDS[mode]}`: {hint}")
     if facts.get("clock") == "virtual":

@@ -18,13 +18,13 @@ from p2p_dml import data
 from p2p_dml.assemble import (
     Blueprint,
     blueprint,
-    check_all,
     fleet_of,
     learner_of,
     load_data,
     loop_of,
     why_alone,
 )
+from p2p_dml.checks import check_all
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError, ExitCode, P2PError
 from p2p_dml.events import EventLog, Finished, Joined, Started, event_file
@@ -38,7 +38,7 @@ from p2p_dml.peer import LocalLearner, PeerLoop
 from p2p_dml.simulate import free_running, lockstep
 from p2p_dml.tensors import num_elements
 from p2p_dml.transports.memory import Hub, MemoryTransport
-from p2p_dml.types import PeerId
+from p2p_dml.types import PeerId, Transport
 
 
 class _Learner(LocalLearner, Protocol):
@@ -60,8 +60,8 @@ def simulate(
 ) -> Outcome:
     """Run all peers in lock step; the same results and run folder as on processes.
 
-    Asynchronous rounds and emulated stragglers go by virtual clocks, on which only local work takes
-    time; the times of all events are theirs.
+    Asynchronous rounds, emulated stragglers and links that take time go by virtual clocks, on which
+    only local work and such links take time; the times of all events are theirs.
 
     `batched`: train all peers as one computation, several times faster, equal to processes to
     rounding; False: one after another, equal bit for bit; None: batched where that can be and
@@ -121,7 +121,9 @@ def _run(
 ) -> list[ExitCode]:
     """Run all loops to their end, calling `update` meanwhile; the end is in every log."""
     hub, told = Hub(), Event()
-    transports = [MemoryTransport(loop.me, hub, shared.mailbox(sys.maxsize)) for loop in loops]
+    transports = [
+        _transport(shared, loop.me, hub, clocks[loop.me] if clocks else None) for loop in loops
+    ]
 
     def between() -> None:
         update()
@@ -142,19 +144,29 @@ def _run(
     return codes
 
 
+def _transport(shared: Blueprint, me: PeerId, hub: Hub, clock: VirtualClock | None) -> Transport:
+    """The end of a peer in memory, on the network that the run emulates if it does."""
+    mailbox = shared.mailbox(sys.maxsize)
+    emulation = shared.emulation(me, clock or VirtualClock())
+    if emulation is None:
+        return MemoryTransport(me, hub, mailbox)
+    return emulation.transport(MemoryTransport(me, hub, emulation.mailbox(mailbox), clock))
+
+
 def _virtual_clocks(shared: Blueprint) -> Sequence[VirtualClock]:
     """A clock for each peer, or none if all go by the wall.
 
     Raises ConfigError if a round would take no time.
     """
     stragglers = shared.config.stragglers
-    if shared.pace.waits and not stragglers.is_emulated:
+    is_timed = shared.network is not None and shared.network.takes_time
+    if shared.pace.waits and not stragglers.is_emulated and not is_timed:
         return []
-    if not stragglers.round_s:
+    if not stragglers.round_s and not (shared.pace.waits and is_timed):
         raise ConfigError(
             "stragglers.round_s: missing; a simulation of peers that differ in pace goes by "
-            "virtual time, in which only local work takes any: expected its seconds per round, "
-            "such as 1.0"
+            "virtual time, in which computing takes none: expected the seconds of local work per "
+            "round, such as 1.0"
         )
     return [VirtualClock() for _ in range(shared.config.peers)]
 

@@ -6,7 +6,7 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Protocol
@@ -16,14 +16,19 @@ from torch import nn
 
 from p2p_dml import config as run_files
 from p2p_dml import data
-from p2p_dml.assemble import Blueprint, blueprint, check_needs, learner_of, load_data, loop_of
+from p2p_dml.assemble import Blueprint, blueprint, learner_of, load_data, loop_of
+from p2p_dml.checks import check_needs
 from p2p_dml.config import RunConfig
 from p2p_dml.drive import drive
 from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError, exit_code_of
 from p2p_dml.events import Event, EventLog, Finished, Joined, Started, event_file
+from p2p_dml.keys import Keys
 from p2p_dml.launchers import folder
+from p2p_dml.launchers.addresses import bind_of, find, places
+from p2p_dml.launchers.keyring import keys_of
 from p2p_dml.launchers.last_round import LastRound
 from p2p_dml.launchers.process import (
+    allow_many_files,
     keep_freed_memory,
     memory_mb,
     on_stop_signals,
@@ -34,6 +39,7 @@ from p2p_dml.launchers.resuming import Start, read, start_of
 from p2p_dml.launchers.scratch import laid_out
 from p2p_dml.launchers.stopping import StoppedEarly
 from p2p_dml.learners import FunctionLearner
+from p2p_dml.pace import WallClock
 from p2p_dml.peer import LocalLearner, PeerLoop
 from p2p_dml.tensors import num_bytes, num_elements
 from p2p_dml.transports.at_home import at_home
@@ -68,6 +74,7 @@ class Assignment:
 
     `shared` is the launcher's folder with data set, shards and sockets; relative paths of the run
     file begin at `folder`. `starts`: the round that each peer of a resumed run goes on after.
+    `listen`: where each peer listens, those of other hosts too; None: where the system likes.
     """
 
     run: str
@@ -75,6 +82,7 @@ class Assignment:
     folder: str
     me: PeerId
     starts: Sequence[int] | None = None
+    listen: Sequence[str] | None = None
 
 
 def run_assignment(task: Assignment) -> ExitCode:
@@ -100,12 +108,17 @@ def _run_assignment(
     parts = laid_out(config, shared, task.me)
     is_ipc = config.transport.scheme == "ipc"
     bind = f"ipc://{shared}/{task.me}.sock" if is_ipc else "tcp://127.0.0.1:*"
+    if task.listen is not None:
+        bind = task.listen[task.me]
     learner = learner_of(parts, parts.model(), task.me)
     start = None
     if task.starts is not None:
         start = start_of(read(run, (), "run"), task.me, task.starts[task.me])
     desk = _desk(shared, task.me)
-    return run_peer(parts, learner, task.me, run, bind, desk, start=start, is_over=is_over)
+    keys = keys_of(config, task.me, task.listen or [bind], shared)
+    return run_peer(
+        parts, learner, task.me, run, bind, desk, keys=keys, start=start, is_over=is_over
+    )
 
 
 def _desk(shared: Path, me: PeerId) -> Introduce:
@@ -167,14 +180,19 @@ def _check_id(config: RunConfig, me: PeerId) -> None:
 def _meet_and_run(parts: Blueprint, learner: AnyLearner, me: PeerId, out: Path) -> ExitCode:
     """Bind the address that the run file gives this peer and run."""
     check_transport(parts.config)
-    book, started = addresses(parts.config), time.time()
+    config, started = parts.config, time.time()
+    keys = keys_of(config, me, places(config, me))
 
-    def introduce(endpoint: str) -> Mapping[PeerId, str]:
-        if not (out / "run.json").exists():  # only now: a peer that cannot bind leaves nothing
-            folder.create(out, parts, learner.module, "peer", started)
-        return book
+    with ExitStack() as while_running:
 
-    return run_peer(parts, learner, me, out, book[me], introduce)
+        def introduce(endpoint: str) -> Mapping[PeerId, str]:
+            digest = parts.digest(learner.module)
+            book = find(config, me, endpoint, digest, keys, while_running)
+            if not (out / "run.json").exists():  # only now: a peer that cannot bind leaves nothing
+                folder.create(out, parts, learner.module, "peer", started)
+            return book
+
+        return run_peer(parts, learner, me, out, bind_of(config, me), introduce, keys=keys)
 
 
 def check_transport(config: RunConfig) -> None:
@@ -187,22 +205,6 @@ def check_transport(config: RunConfig) -> None:
         )
 
 
-def addresses(config: RunConfig) -> dict[PeerId, str]:
-    """Everybody's fixed address, as `[transport]` says. ConfigError if some are missing."""
-    transport = config.transport
-    if not transport.addresses:
-        return {
-            peer: f"tcp://{transport.host}:{transport.base_port + peer}"
-            for peer in range(config.peers)
-        }
-    if len(transport.addresses) != config.peers or len(set(transport.addresses)) != config.peers:
-        raise ConfigError(
-            f"transport.addresses: expected {config.peers} different addresses, one per peer, "
-            f"found {len(set(transport.addresses))}"
-        )
-    return dict(enumerate(transport.addresses))
-
-
 def run_peer(
     parts: Blueprint,
     learner: AnyLearner,
@@ -211,6 +213,7 @@ def run_peer(
     bind: str,
     introduce: Introduce,
     *,
+    keys: Keys | None = None,
     home: torch.device = CPU,
     on_round: Callable[[], None] = lambda: None,
     patient: bool = False,
@@ -219,18 +222,23 @@ def run_peer(
 ) -> ExitCode:
     """Bind, meet the neighbours, run all rounds, take leave; every ending is in the event log.
 
-    `home`: where received tensors are wanted. `on_round` is called after each round. `patient`: a
-    second signal does not kill. `start`: where to go on, in a resumed run. `is_over` is asked after
-    each round, and before the first, whether to stop there.
+    `keys`: all is encrypted with them. `home`: where received tensors are wanted. `on_round` is
+    called after each round. `patient`: a second signal does not kill. `start`: where to go on, in a
+    resumed run. `is_over` is asked after each round, and before the first, whether to stop there.
     """
     if num_bytes(learner.params) >= LARGE_MODEL_BYTES:
         keep_freed_memory()
+    allow_many_files()
     torch.set_num_threads(parts.config.threads)
     digest, incarnation = parts.digest(learner.module), secrets.randbits(62)
     before_log: list[Event] = []
     limits = limits_of(parts)
     mailbox = parts.mailbox(limits.queue_messages)
-    transport = ZeroMQTransport(me, bind, digest, incarnation, limits, before_log.append, mailbox)
+    emulation = parts.emulation(me, WallClock())
+    if emulation is not None:
+        mailbox = emulation.mailbox(mailbox)
+    report = before_log.append
+    transport = ZeroMQTransport(me, bind, digest, incarnation, limits, report, mailbox, keys)
     try:
         # The log opens after the bind: a second peer with this id fails before it writes a line.
         with closing(EventLog(event_file(run, me), me)) as log:
@@ -250,10 +258,14 @@ def run_peer(
             def rounds() -> ExitCode:
                 if is_over(loop.round):
                     raise StoppedEarly(_STOPPED_EARLY)
-                return drive(loop, at_home(transport, home), straggler_s, each_round)
+                carrier = emulation.transport(transport) if emulation else transport
+                code = drive(loop, at_home(carrier, home), straggler_s, each_round)
+                carrier.close()
+                return code
 
             return _live(loop, transport, log, introduce, rounds, patient=patient)
     finally:
+        transport.on_event = before_log.append  # the log is closed
         transport.close()
 
 
@@ -304,7 +316,7 @@ def limits_of(parts: Blueprint) -> Limits:
     for, is kept until it can be sent.
     """
     config = parts.config
-    names = {field.name for field in fields(Limits)} - {"heartbeat_s", "resend"}
+    names = {field.name for field in fields(Limits)} - {"heartbeat_s", "handshake_s", "resend"}
     limits = Limits(**config.transport.model_dump(include=names), heartbeat_s=config.heartbeat_s)
     if parts.pace.waits:
         return limits

@@ -211,6 +211,7 @@ class _Rank:
                 seat.run,
                 seat.bind,
                 seat.introduce,
+                keys=seat.keys,
                 home=seat.device,
                 on_round=update,
                 patient=True,

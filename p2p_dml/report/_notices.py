@@ -19,7 +19,7 @@ _TRAIN = PHASES.index("train")
 
 
 def notices(run: Run, summary: Summary) -> list[str]:
-    """Resumptions, losses, deaths, returns, rejections, isolation, stragglers; at most 50."""
+    """Resumptions, losses, deaths, returns, rejections, isolation, stragglers, …; at most 50."""
     found = [
         *_emulated(run),
         *_resumptions(run),
@@ -28,6 +28,7 @@ def notices(run: Run, summary: Summary) -> list[str]:
         *_returns(run),
         *_rejections(run),
         *_isolations(run),
+        *_skips(run),
         *_reported(run, "slow", "reported slow"),
         *_stragglers(run),
     ]
@@ -92,14 +93,27 @@ def _returns(run: Run) -> list[str]:
 
 def _rejections(run: Run) -> list[str]:
     return [
-        f"{plural(len(lines), 'message')} of {_name(sender)} rejected, "
+        f"{plural(_times(lines), 'message')} of {_name(sender)} rejected, "
         f"first by peer {lines[0]['peer']} in round {lines[0]['round']}: {why}"
         for (sender, why), lines in _grouped(run, "rejected", "sender", "why")
     ]
 
 
+def _times(lines: Sequence[Line]) -> int:
+    return sum(line.get("times", 1) for line in lines)
+
+
 def _name(sender: Hashable) -> str:
     return "an unknown sender" if sender is None else f"peer {sender}"
+
+
+def _skips(run: Run) -> list[str]:
+    lines = [line for peer in run.peers for line in peer.happenings if line["event"] == "skipped"]
+    return [
+        f"peer {line['peer']} was out of reach while others went on, and skipped rounds "
+        f"{line['first']} to {line['last']}"
+        for line in sorted(lines, key=lambda line: line["t"])
+    ]
 
 
 def _isolations(run: Run) -> list[str]:

@@ -21,7 +21,7 @@ from p2p_dml.report._values import Evaluations, Floats, Ints, Line, Meta, PeerRe
 from p2p_dml.tables import check
 from p2p_dml.types import PeerId
 
-_HAPPENINGS = ("neighbour_changed", "rejected", "isolated", "resumed")
+_HAPPENINGS = ("neighbour_changed", "rejected", "isolated", "skipped", "resumed")
 
 
 def load(folder: Path) -> Run:

@@ -216,7 +216,8 @@ def _rounds_done(peers: Sequence[PeerRecord]) -> RoundsDone:
 
 
 def _num_happenings(peers: Sequence[PeerRecord], event: str) -> int:
-    return sum(line["event"] == event for peer in peers for line in peer.happenings)
+    lines = [line for peer in peers for line in peer.happenings if line["event"] == event]
+    return sum(line.get("times", 1) for line in lines)
 
 
 def _worst_exit_code(peers: Sequence[PeerRecord]) -> int:

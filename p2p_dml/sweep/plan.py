@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, final
 
 from p2p_dml import __version__, config, data, plugins, tables
-from p2p_dml.assemble import blueprint, check_all
+from p2p_dml.assemble import blueprint
+from p2p_dml.checks import check_all
 from p2p_dml.config import RunConfig, Table
 from p2p_dml.data import Dataset
 from p2p_dml.errors import ConfigError

@@ -3,57 +3,109 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import final
 
 import zmq
 
 from p2p_dml.errors import StartupError
-from p2p_dml.transports._addresses import route_to
+from p2p_dml.keys import Keys
+from p2p_dml.transports import _curve
+from p2p_dml.transports._addresses import is_ipv6, route_to
+from p2p_dml.transports._sockets import monitor
 from p2p_dml.types import PeerId
+
+Message = tuple[bytes, Sequence[zmq.Frame]]
+"""Header and block."""
+
+FAILED_HANDSHAKE = (
+    zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
+    zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL,
+    zmq.EVENT_HANDSHAKE_FAILED_AUTH,
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Line:
+    """The connection to one neighbour: its routing id, its end, and what waits for it."""
+
+    route: bytes
+    address: str
+    waiting: deque[Message]
+    moves: int = 0
 
 
 @final
 class Outgoing:
-    """Connections to neighbours over one ROUTER; at most `depth` messages of each wait."""
+    """Connections to neighbours over one ROUTER; at most `depth` messages of each wait.
 
-    def __init__(self, socket: zmq.Socket[bytes], depth: int) -> None:
+    With `keys` they are encrypted, each to the holder of the neighbour's key.
+    """
+
+    def __init__(self, socket: zmq.Socket[bytes], depth: int, keys: Keys | None = None) -> None:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, 20)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+        if keys is not None:
+            _curve.use(socket, keys.own)
         self.socket = socket
         self._depth = depth
-        self._waiting: dict[PeerId, deque[tuple[bytes, zmq.Frame]]] = {}
+        self._keys = keys
+        self._lines: dict[PeerId, _Line] = {}
 
     def __contains__(self, peer: PeerId) -> bool:
-        return peer in self._waiting
+        return peer in self._lines
 
     def __iter__(self) -> Iterator[PeerId]:
-        return iter(self._waiting)
+        return iter(self._lines)
 
     def monitor(self) -> zmq.Socket[bytes]:
         """A socket that reports made, broken and refused connections."""
-        return self.socket.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
-        )
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
+        return monitor(self.socket, events | sum(FAILED_HANDSHAKE))
+
+    def peer_at(self, address: str) -> PeerId | None:
+        """To whom the connection goes that ends there."""
+        return next((peer for peer, line in self._lines.items() if line.address == address), None)
+
+    def is_current(self, peer: PeerId, route: bytes) -> bool:
+        """Whether a reply came on the connection that is in use."""
+        return self._lines[peer].route == route
 
     def connect(self, peer: PeerId, address: str) -> None:
         """Begin to connect; StartupError if the address cannot be one."""
-        self._waiting[peer] = deque(maxlen=self._depth)
-        self.socket.setsockopt(zmq.CONNECT_ROUTING_ID, route_to(peer))
+        line = _Line(route=route_to(peer, 0), address=address, waiting=deque(maxlen=self._depth))
+        self._lines[peer] = line
+        self._connect(peer, line)
+
+    def move(self, peer: PeerId, address: str) -> None:
+        """Give up the connection to `peer` for one to where it is now. StartupError as above."""
+        line = self._lines[peer]
+        with suppress(zmq.ZMQError):  # it was no address either
+            self.socket.disconnect(line.address)
+        line.moves += 1
+        # A route of its own: libzmq frees the old one at a time of its choice.
+        line.route, line.address = route_to(peer, line.moves), address
+        self._connect(peer, line)
+
+    def _connect(self, peer: PeerId, line: _Line) -> None:
+        self.socket.setsockopt(zmq.CONNECT_ROUTING_ID, line.route)
+        self.socket.setsockopt(zmq.IPV6, is_ipv6(line.address))
+        if self._keys is not None:
+            _curve.expect(self.socket, self._keys.public[peer])
         try:
-            self.socket.connect(address)
+            self.socket.connect(line.address)
         except zmq.ZMQError as error:
             raise StartupError(
-                f"cannot use {address!r}, the address of peer {peer}: {error.strerror}; expected "
-                "such as tcp://10.0.0.7:5803"
+                f"cannot use {line.address!r}, the address of peer {peer}: {error.strerror}; "
+                "expected such as tcp://10.0.0.7:5803"
             ) from error
 
-    def send(self, peer: PeerId, header: bytes, block: zmq.Frame | None = None) -> bool:
+    def send(self, peer: PeerId, header: bytes, block: Sequence[zmq.Frame] = ()) -> bool:
         """Hand a message to libzmq; False if the queue is full or nobody is connected."""
-        frames: list[bytes | zmq.Frame] = [route_to(peer), header]
-        if block is not None:
-            frames.append(block)
+        frames: list[bytes | zmq.Frame] = [self._lines[peer].route, header, *block]
         try:
             self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
         except zmq.ZMQError as error:
@@ -62,16 +114,16 @@ class Outgoing:
             return False
         return True
 
-    def keep(self, peer: PeerId, header: bytes, block: zmq.Frame) -> None:
+    def keep(self, peer: PeerId, header: bytes, block: Sequence[zmq.Frame]) -> None:
         """Let a message wait; the oldest that waits gives way."""
-        self._waiting[peer].append((header, block))
+        self._lines[peer].waiting.append((header, block))
 
     def has_waiting(self, peer: PeerId) -> bool:
-        return bool(self._waiting[peer])
+        return bool(self._lines[peer].waiting)
 
     def flush(self, peer: PeerId) -> bool:
         """Send what waits, oldest first; whether nothing is left."""
-        waiting = self._waiting[peer]
+        waiting = self._lines[peer].waiting
         while waiting and self.send(peer, *waiting[0]):
             waiting.popleft()
         return not waiting

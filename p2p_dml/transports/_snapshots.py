@@ -14,6 +14,7 @@ import torch
 import zmq
 from torch import Tensor
 
+from p2p_dml import wire
 from p2p_dml.types import Payload
 from p2p_dml.wire import Slot, write_block
 
@@ -28,19 +29,22 @@ class Snapshots:
         self._pool: list[tuple[Tensor, zmq.MessageTracker]] = []
         self._scratch = torch.zeros(ZERO_COPY_FROM, dtype=torch.uint8)
 
-    def take(self, payload: Payload, slots: Sequence[Slot]) -> zmq.Frame:
-        """A frame with a copy of the payload's tensors; it may be sent any number of times."""
+    def take(self, payload: Payload, slots: Sequence[Slot]) -> list[zmq.Frame]:
+        """Frames with a copy of the payload's tensors; they may be sent any number of times."""
         num_bytes = slots[-1].end if slots else 0
         if num_bytes < ZERO_COPY_FROM:
             write_block(payload.tensors, slots, self._scratch)
-            return zmq.Frame(self._scratch[:num_bytes].numpy().data, copy=True)
+            return [zmq.Frame(self._scratch[:num_bytes].numpy().data, copy=True)]
         is_on_gpu = any(x.is_cuda for x in payload.tensors.values())
         buffer = self._free_buffer(num_bytes, pinned=is_on_gpu)
         write_block(payload.tensors, slots, buffer)
-        frame = zmq.Frame(buffer[:num_bytes].numpy().data, copy=False, track=True)
-        assert frame.tracker is not None
-        self._pool.append((buffer, frame.tracker))
-        return frame
+        block = buffer[:num_bytes].numpy().data
+        frames = [
+            zmq.Frame(block[begin : begin + wire.MAX_FRAME_BYTES], copy=False, track=True)
+            for begin in range(0, num_bytes, wire.MAX_FRAME_BYTES)
+        ]
+        self._pool.append((buffer, zmq.MessageTracker(*frames)))
+        return frames
 
     def _free_buffer(self, num_bytes: int, *, pinned: bool) -> Tensor:
         for place, (buffer, tracker) in enumerate(self._pool):

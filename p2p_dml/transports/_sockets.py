@@ -2,29 +2,70 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import final
+
 import zmq
 
 from p2p_dml import wire
 
 Frames = list[zmq.Frame]
 
+THIS_MACHINE = "this machine"
 
-def router(
-    context: zmq.Context[zmq.Socket[bytes]],
-    queue_messages: int,
-    max_message_bytes: int,
-    heartbeat_s: float,
-) -> zmq.Socket[bytes]:
+_ENCRYPTION_BYTES = 1024
+"""More than encryption adds to a frame."""
+
+_BACKLOG = 1024
+"""Connections that the kernel holds until libzmq takes them: a flood must not fill it at once."""
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Times and sizes of a ZeroMQ transport; `[transport]` of a run file.
+
+    `resend`: so many of the newest messages that a neighbour's full queue did not take are kept
+    and sent when there is room; 0: they are dropped. `handshake_s`: a connection that is not ready
+    by then is ended.
+    """
+
+    startup_s: float = 60.0
+    heartbeat_s: float = 3.0
+    drain_s: float = 0.02
+    linger_s: float = 5.0
+    handshake_s: float = 10.0
+    queue_messages: int = 4
+    resend: int = 0
+    max_message_bytes: int = 1 << 30
+
+
+def router(context: zmq.Context[zmq.Socket[bytes]], limits: Limits) -> zmq.Socket[bytes]:
     """A ROUTER with bounded queues for each peer and direction, limits and heartbeats."""
     each = context.socket(zmq.ROUTER)
     each.setsockopt(zmq.LINGER, 0)
-    each.setsockopt(zmq.SNDHWM, queue_messages)
-    each.setsockopt(zmq.RCVHWM, queue_messages)
-    each.setsockopt(zmq.MAXMSGSIZE, max(max_message_bytes, wire.MAX_HEADER_BYTES))
-    heartbeat_ms = int(heartbeat_s * 1000)
+    each.setsockopt(zmq.SNDHWM, limits.queue_messages)
+    each.setsockopt(zmq.RCVHWM, limits.queue_messages)
+    # What libzmq makes room for as soon as somebody, anybody, announces it.
+    frame_bytes = max(wire.MAX_HEADER_BYTES, wire.MAX_FRAME_BYTES)
+    each.setsockopt(zmq.MAXMSGSIZE, frame_bytes + _ENCRYPTION_BYTES)
+    each.setsockopt(zmq.BACKLOG, _BACKLOG)
+    each.setsockopt(zmq.HANDSHAKE_IVL, max(1, int(limits.handshake_s * 1000)))
+    heartbeat_ms = int(limits.heartbeat_s * 1000)
     each.setsockopt(zmq.HEARTBEAT_IVL, max(1, heartbeat_ms // 3))
     each.setsockopt(zmq.HEARTBEAT_TIMEOUT, heartbeat_ms)
     return each
+
+
+def monitor(each: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
+    """A socket that reports what happens to the connections of `each`."""
+    address = f"inproc://monitor-{id(each)}"
+    each.monitor(address, events)
+    reports: zmq.Socket[bytes] = each.context.socket(zmq.PAIR)
+    # No bound: where nobody reads for long, libzmq would wait, and with it all connections.
+    reports.setsockopt(zmq.RCVHWM, 0)
+    reports.connect(address)
+    return reports
 
 
 def receive(each: zmq.Socket[bytes]) -> Frames:
@@ -33,3 +74,10 @@ def receive(each: zmq.Socket[bytes]) -> Frames:
         return each.recv_multipart(zmq.NOBLOCK, copy=False)
     except zmq.Again:
         return []
+
+
+def plain_address(found: str) -> str:
+    """An address that libzmq found as people write it; of Unix sockets it has user and process."""
+    if found.startswith("localhost:"):
+        return THIS_MACHINE
+    return found.removeprefix("::ffff:")  # IPv4 by a socket of IPv6

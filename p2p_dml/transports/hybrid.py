@@ -53,6 +53,7 @@ class HybridTransport:
             num_bytes=near.num_bytes + far.num_bytes,
             ages={**near.ages, **far.ages},
             silent=near.silent + far.silent,
+            ahead=max(near.ahead, far.ahead),
         )
 
     def close(self) -> None:

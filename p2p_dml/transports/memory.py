@@ -1,17 +1,19 @@
 """Payloads through memory: the transport of the simulator and of tests.
 
-Posting copies once, as a socket would; collecting never waits, so whoever is to be heard in an
-exchange must have posted it before. Losses are part of the plan: `drop` decides each message.
+Posting copies once, as a socket would; whoever is to be heard in an exchange must have posted it
+before another collects. Losses are part of the plan: `drop` decides each message.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import final
 
 from p2p_dml.mailbox import TaggedMailbox
+from p2p_dml.pace import CLOCK_TICK_S, Clock
 from p2p_dml.tensors import clone
 from p2p_dml.types import Mail, Mailbox, Message, Payload, PeerId, Sent, Tag, outbox_of
 from p2p_dml.wire import slots_of
@@ -47,10 +49,13 @@ class MemoryTransport:
 
     elastic = True
 
-    def __init__(self, me: PeerId, hub: Hub, mailbox: Mailbox | None = None) -> None:
-        """`mailbox`: that of synchronous rounds if None."""
+    def __init__(
+        self, me: PeerId, hub: Hub, mailbox: Mailbox | None = None, clock: Clock | None = None
+    ) -> None:
+        """`mailbox`: that of synchronous rounds if None. `clock`: on which messages take time."""
         self.me = me
         self._hub = hub
+        self._clock = clock
         self._mailbox = mailbox or TaggedMailbox(ahead=sys.maxsize)
         hub.join(me, self._mailbox)
 
@@ -71,8 +76,12 @@ class MemoryTransport:
         return bytes_out
 
     def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
-        """Take what is there; `deadline_s` is not used, since nothing can come later."""
+        """Take what is there, after what is on its way; `deadline_s` is not used."""
         self._mailbox.begin(tag)
+        while self._clock and self._mailbox.absent(senders):
+            if math.isinf(seconds := self._mailbox.due_in_s()):
+                break
+            self._clock.sleep(seconds + CLOCK_TICK_S)  # or a rounded time might never come
         mail = self._mailbox.take(senders)
         return replace(mail, silent=len(senders) - len(mail.on_time))
 

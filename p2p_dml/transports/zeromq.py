@@ -2,8 +2,9 @@
 
 One bound ROUTER takes everything in and only ever answers handshakes; one connected ROUTER sends,
 with a bounded queue per neighbour, and its socket monitor tells at once when a connection breaks.
-libzmq moves bytes in its own thread while Python computes. A connection begins with HELLO, which
-is answered by WELCOME or by REFUSED with the reason; nothing else is accepted before it.
+libzmq moves bytes, and encrypts them where there are keys, in its own thread while Python computes.
+A connection begins with HELLO, which is answered by WELCOME or by REFUSED with the reason; nothing
+else is accepted before it. HELLO also says where its sender can be reached.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import final
 
 import zmq
@@ -20,35 +21,26 @@ from zmq.utils.monitor import parse_monitor_message
 
 from p2p_dml import wire
 from p2p_dml.errors import StartupError, WireError
-from p2p_dml.events import Event, NeighbourChanged, Rejected
+from p2p_dml.events import Event, NeighbourChanged
+from p2p_dml.keys import Keys
 from p2p_dml.liveness import Liveness
 from p2p_dml.mailbox import TaggedMailbox
-from p2p_dml.transports._addresses import peer_on, resolve
-from p2p_dml.transports._outgoing import Outgoing
+from p2p_dml.transports._addresses import AddressBook, is_wildcard, peer_on
+from p2p_dml.transports._admission import TWINS, Admission, unknown
+from p2p_dml.transports._incoming import Incoming, decode, origin
+from p2p_dml.transports._outgoing import FAILED_HANDSHAKE, Outgoing
+from p2p_dml.transports._refusals import Refusals
 from p2p_dml.transports._snapshots import Snapshots
-from p2p_dml.transports._sockets import Frames, receive, router
+from p2p_dml.transports._sockets import Frames, Limits, receive, router
 from p2p_dml.types import Mail, Mailbox, Message, Payload, PeerId, Sent, Tag, outbox_of
 from p2p_dml.wire import Header, Kind
 
+__all__ = ["Limits", "ZeroMQTransport"]
+
+_IO_THREADS = 1
+
 _DRAIN_S = 0.001
 """Wait for more where a queue was found full: the rest needs a moment to follow."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Times and sizes of a ZeroMQ transport; `[transport]` of a run file.
-
-    `resend`: so many of the newest messages that a neighbour's full queue did not take are kept
-    and sent when there is room; 0: they are dropped.
-    """
-
-    startup_s: float = 60.0
-    heartbeat_s: float = 3.0
-    drain_s: float = 0.02
-    linger_s: float = 5.0
-    queue_messages: int = 4
-    resend: int = 0
-    max_message_bytes: int = 1 << 30
 
 
 @final
@@ -66,31 +58,32 @@ class ZeroMQTransport:
         limits: Limits,
         on_event: Callable[[Event], None],
         mailbox: Mailbox | None = None,
+        keys: Keys | None = None,
     ) -> None:
         """Bind to `bind` (port `*` takes a free one). StartupError if the address is taken.
 
-        `mailbox`: that of synchronous rounds if None.
+        `mailbox`: that of synchronous rounds if None. With `keys` all is encrypted, and nobody but
+        the holders of listed keys gets in, each as the peer that it is.
         """
         self.me = me
         self._digest = digest
         self._incarnation = incarnation
         self._limits = limits
         self.on_event = on_event
-        self._context = zmq.Context()
-        sizes = limits.queue_messages, limits.max_message_bytes, limits.heartbeat_s
-        self._in = router(self._context, *sizes)
+        self._context = zmq.Context(_IO_THREADS)
+        self._in = Incoming(router(self._context, limits), keys)
         depth = limits.resend or limits.queue_messages
-        self._out = Outgoing(router(self._context, *sizes), depth)
+        self._out = Outgoing(router(self._context, limits), depth, keys)
         self._monitor = self._out.monitor()
         self.endpoint = self._bind(bind)
         self._poller = zmq.Poller()
-        for each in (self._in, self._out.socket, self._monitor):
+        for each in (self._in.socket, self._out.socket, self._monitor):
             self._poller.register(each, zmq.POLLIN)
-        self._book: dict[PeerId, str] = {}
-        self._peer_at: dict[str, PeerId] = {}
-        self._contacts: dict[bytes, PeerId] = {}
-        self._incarnations: dict[PeerId, int] = {}
+        self._book = AddressBook({})
+        self._own_address = self.endpoint  # as others reach it
+        self._admission = Admission(me, digest)
         self._answering: dict[PeerId, int] = {}  # incarnation at the peer's address
+        self._announced: dict[PeerId, str] = {}  # where the peer says it can be reached
         self._to_greet: set[PeerId] = set()
         self._liveness = Liveness(limits.drain_s)
         self._snapshots = Snapshots()
@@ -98,21 +91,21 @@ class ZeroMQTransport:
         self._mailbox = mailbox or TaggedMailbox(limits.queue_messages)
         self._num_heard: Counter[PeerId] = Counter()  # in one go
         self._farewells: set[PeerId] = set()
-        self._refusals: dict[PeerId, str] = {}
-        self._complaints: set[tuple[PeerId | None, str]] = set()
+        self._refused_by: dict[PeerId, str] = {}
+        self._locked_out: set[PeerId] = set()  # by whom
+        self._refusals = Refusals()
         self._is_open = False
 
     def _bind(self, address: str) -> str:
         """Listen on `address`; returns it with the port that was taken."""
         try:
-            self._in.bind(address)
+            return self._in.listen(address)
         except zmq.ZMQError as error:
             self._destroy()
             raise StartupError(
                 f"peer {self.me}: cannot listen on {address}: {error.strerror}; is another peer "
                 f"{self.me} or another program using it? choose another address in [transport]"
             ) from error
-        return self._in.get_string(zmq.LAST_ENDPOINT)
 
     # ---- coming together ------------------------------------------------------------------
 
@@ -121,12 +114,13 @@ class ZeroMQTransport:
 
         Raises StartupError naming who is missing and the address tried, or who refused and why.
         """
-        self._book = {peer: resolve(address) for peer, address in book.items()}
+        self._book = AddressBook(book)
+        self._own_address = book.get(self.me, self.endpoint)
         wanted = sorted(set(neighbours) - {self.me})
         self.expect(wanted)
         deadline = time.monotonic() + self._limits.startup_s
         while missing := [j for j in wanted if not self._has_met(j)]:
-            for peer, why in self._refusals.items():
+            for peer, why in self._refused_by.items():
                 raise StartupError(f"peer {self.me}: peer {peer} at {self._book[peer]} {why}")
             if time.monotonic() > deadline:
                 raise StartupError(self._who_is_missing(missing))
@@ -137,30 +131,30 @@ class ZeroMQTransport:
         """Begin to connect to further neighbours, ahead of the round that needs them."""
         for peer in neighbours:
             if peer not in self._out and peer != self.me:
-                self._peer_at[self._book[peer]] = peer
                 try:
                     self._out.connect(peer, self._book[peer])
                 except StartupError as error:
                     raise StartupError(f"peer {self.me}: {error}") from error
 
     def _has_met(self, peer: PeerId) -> bool:
-        return self._liveness.state(peer) != "connecting" and peer in self._incarnations
+        return self._liveness.state(peer) != "connecting" and self._admission.has_met(peer)
 
     def _who_is_missing(self, missing: Sequence[PeerId]) -> str:
         who = ", ".join(f"peer {j} at {self._book[j]}" for j in missing)
-        foreign = "; ".join(why for _, why in sorted(self._complaints, key=str))
-        return (
-            f"peer {self.me}: no hello within {self._limits.startup_s:g} s from {who}; "
-            "was it started, and is the address right?"
-            + (f" Refused meanwhile: {foreign}" * bool(foreign))
-        )
+        self._take_refusals()
+        foreign = "; ".join(self._refusals.reasons())
+        keyless = [j for j in missing if j in self._locked_out]
+        why = f"no hello within {self._limits.startup_s:g} s from {who}; was it started, and is "
+        why += "the address right?"
+        why += f" Peers {keyless} ended the handshake: are both keys of this run?" * bool(keyless)
+        return f"peer {self.me}: {why}" + f" Refused meanwhile: {foreign}" * bool(foreign)
 
     # ---- the exchange ---------------------------------------------------------------------
 
     def post(self, tag: Tag, sent: Sent) -> int:
         """Send without blocking; a receiver that is gone or has a full queue is skipped."""
         self._tag = tag
-        frames: dict[int, tuple[bytes, zmq.Frame, int]] = {}
+        frames: dict[int, tuple[bytes, list[zmq.Frame], int]] = {}
         bytes_out = 0
         for peer, payload in outbox_of(sent).items():
             if id(payload) not in frames:
@@ -173,7 +167,7 @@ class ZeroMQTransport:
                 bytes_out += num_bytes
         return bytes_out
 
-    def _post_to(self, peer: PeerId, header: bytes, block: zmq.Frame) -> bool:
+    def _post_to(self, peer: PeerId, header: bytes, block: Sequence[zmq.Frame]) -> bool:
         """Send, or keep until there is a connection or, if so wanted, room; False if dropped."""
         state = self._liveness.state(peer)
         if state in ("alive", "slow"):
@@ -189,21 +183,22 @@ class ZeroMQTransport:
 
     def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
         """Whom the mailbox awaits is waited for: not the dead, the slow up to the deadline."""
-        self._tag = tag
+        self._tag, start = tag, time.monotonic()
         self._mailbox.begin(tag)
-        start = time.monotonic()
         for peer in self._out:
             if self._out.has_waiting(peer) and self._liveness.is_connected(peer):
                 self._out.flush(peer)
+        # Who could not be sent to goes on without, and is not awaited: nor would it be any further.
+        worth = [j for j in senders if self._liveness.state(j) != "dead"]
         self._pump(0.0)  # the dead may be back, and only reading finds out
         while True:
             now = time.monotonic()
-            alive = {j for j in senders if self._liveness.is_awaited(j, now)}
+            alive = {j for j in worth if self._liveness.is_awaited(j, now)}
             awaited = [j for j in self._mailbox.absent(senders) if j in alive]
             left_s = start + deadline_s - now
             if not awaited or left_s <= 0:
                 break
-            self._pump(min(left_s, self._liveness.recheck_s(now)))
+            self._pump(min(left_s, self._liveness.recheck_s(now), self._mailbox.due_in_s()))
         for peer in awaited:
             self._liveness.missed_deadline(peer, deadline_s)
         self._tell_changes()
@@ -230,6 +225,9 @@ class ZeroMQTransport:
                 break
             retry_s = 0.02 if unsaid & waiting else math.inf  # no event tells of room in a queue
             self._pump(min(deadline - now, self._liveness.recheck_s(now), retry_s))
+        self._take_refusals()
+        for event in self._refusals.rest(self._tag.round):
+            self.on_event(event)
         self._destroy()
 
     # ---- what comes in --------------------------------------------------------------------
@@ -250,30 +248,43 @@ class ZeroMQTransport:
             self._greet()
         while frames := receive(self._out.socket):
             self._on_reply(frames)
-        while frames := receive(self._in):
+        for frames in self._in.read():
             self._on_message(frames)
+        self._take_refusals()
+
+    def _take_refusals(self) -> None:
+        """Tell whom the gate has turned away meanwhile."""
+        for who_and_why, times in self._in.turned_away().items():
+            self._complain(None, who_and_why, times)
 
     def _on_monitor(self, frames: Frames) -> None:
         event = parse_monitor_message([frame.bytes for frame in frames])
-        peer = self._peer_at.get(event["endpoint"].decode())
+        peer = self._out.peer_at(event["endpoint"].decode())
         if peer is None:
             return
         if event["event"] == zmq.EVENT_DISCONNECTED:
             self._liveness.disconnected(peer, time.monotonic())
         elif event["event"] == zmq.EVENT_CONNECT_RETRIED:
+            self._follow(peer)
             if self._is_open:
                 self._liveness.unreachable(peer)
+        elif event["event"] in FAILED_HANDSHAKE:
+            self._locked_out.add(peer)
         else:
+            self._locked_out.discard(peer)
             self._to_greet.add(peer)
 
     def _greet(self) -> None:
         """Say hello on new connections; again later if a queue is still full of old messages."""
-        hello = wire.encode_header(self._header(Kind.HELLO, self._tag))
+        where = "" if is_wildcard(self._own_address) else self._own_address
+        hello = wire.encode_header(self._header(Kind.HELLO, self._tag, note=where))
         self._to_greet -= {j for j in self._to_greet if self._out.send(j, hello)}
 
     def _on_reply(self, frames: Frames) -> None:
         """WELCOME, REFUSED or FAREWELL from the peer this peer connected to."""
         peer = peer_on(frames[0].bytes)
+        if not self._out.is_current(peer, frames[0].bytes):
+            return  # of where the peer was before
         try:
             header = wire.decode_header(frames[-1].buffer, 0)
         except WireError as error:
@@ -291,52 +302,60 @@ class ZeroMQTransport:
             self._on_refusal(peer, f"answers as peer {header.sender}: the address book is wrong")
 
     def _on_refusal(self, peer: PeerId, why: str) -> None:
-        self._refusals[peer] = why
+        self._refused_by[peer] = why
         if self._is_open:  # before that, `open` raises it
             self._complain(peer, why)
 
     def _on_message(self, frames: Frames) -> None:
         contact = frames[0].bytes
-        sender = self._contacts.get(contact)
+        sender = self._admission.peer_on(contact)
+        holder = self._in.holder(frames)
         try:
-            block = frames[2].buffer if len(frames) == 3 else b""
-            header, payload = wire.decode(frames[1].buffer, block, self._limits.max_message_bytes)
+            header, payload = decode(frames, self._limits.max_message_bytes)
+            if holder is not None:
+                self._admission.check_holder(header, holder)
             if header.kind is Kind.HELLO:
                 self._on_hello(contact, header)
             elif sender is None:
                 return  # queued for an earlier incarnation of this peer, before its hello
-            elif header.sender != sender or header.digest != self._digest:
-                raise WireError(f"claims to be peer {header.sender} of another run")
-            elif header.kind is Kind.GOODBYE:
-                self._liveness.said_goodbye(sender)
-                self._mailbox.left(sender)
-                self._answer(contact, Kind.FAREWELL)
-            elif header.kind is Kind.ROUND:
-                self._on_payload(sender, header, payload)
+            else:
+                self._admission.check(sender, header)
+                self._on_known(contact, sender, header, payload)
         except WireError as error:
-            self._complain(sender, str(error))
+            self._complain(holder if sender is None else sender, f"{error}{origin(frames)}")
             if sender is None:
                 self._answer(contact, Kind.REFUSED, str(error))
 
     def _on_hello(self, contact: bytes, header: Header) -> None:
         peer = header.sender
-        if header.digest != self._digest:
-            raise WireError(
-                f"peer {peer} is of another run (digest {header.digest.hex()[:12]}, here "
-                f"{self._digest.hex()[:12]}): run file, seed and p2p_dml version must be the same"
-            )
-        if peer == self.me or (self._book and peer not in self._book):
-            raise WireError(f"peer id {peer} is this peer's own or not of this run")
-        twins = f"a peer {peer} is here and alive: two peers with one id"
-        if self._liveness.is_connected(peer) and self._answering[peer] != header.incarnation:
-            raise WireError(twins)
-        for old in [c for c, p in self._contacts.items() if p == peer]:
-            del self._contacts[old]
-            if self._incarnations[peer] != header.incarnation:
-                self._answer(old, Kind.REFUSED, twins)
-        self._contacts[contact] = peer
-        self._incarnations[peer] = header.incarnation
+        is_alive = self._liveness.is_connected(peer)
+        self._admission.check_hello(header, self._answering[peer] if is_alive else None)
+        if self._book and peer not in self._book:
+            raise unknown(peer)
+        for lost in self._admission.admit(contact, header):
+            self._answer(lost, Kind.REFUSED, TWINS.format(peer=peer))
+        self._announced[peer] = header.note
+        if not is_alive and self._liveness.state(peer) != "connecting":
+            self._follow(peer)
         self._answer(contact, Kind.WELCOME)
+
+    def _follow(self, peer: PeerId) -> None:
+        """Connect to where a lost peer says that it is now, if that is elsewhere."""
+        try:
+            has_moved = self._book.move(peer, self._announced.pop(peer, ""))
+            if has_moved and peer in self._out:
+                self._out.move(peer, self._book[peer])
+        except StartupError as error:
+            self._complain(peer, str(error))
+
+    def _on_known(self, contact: bytes, sender: PeerId, header: Header, payload: Payload) -> None:
+        if header.kind is Kind.GOODBYE:
+            self._liveness.said_goodbye(sender)
+            self._mailbox.left(sender)
+            self._answer(contact, Kind.FAREWELL)
+        elif header.kind is Kind.ROUND:
+            self._admission.advance(sender, header.tag)
+            self._on_payload(sender, header, payload)
 
     def _on_payload(self, sender: PeerId, header: Header, payload: Payload) -> None:
         self._liveness.delivered(sender)
@@ -363,15 +382,12 @@ class ZeroMQTransport:
         return Header(kind, self._digest, self.me, self._incarnation, tag, note, scalars, slots)
 
     def _answer(self, contact: bytes, kind: Kind, note: str = "") -> None:
-        """Reply on an incoming connection; dropped silently if it is gone, which is fine."""
-        header = self._header(kind, self._tag, note=note[: wire.MAX_NAME])
-        self._in.send_multipart([contact, wire.encode_header(header)], zmq.NOBLOCK)
+        self._in.answer(contact, self._header(kind, self._tag, note=note[: wire.MAX_NAME]))
 
-    def _complain(self, sender: PeerId | None, why: str) -> None:
-        """Report a rejected message, once per sender and reason."""
-        if (sender, why) not in self._complaints and len(self._complaints) < 1000:
-            self._complaints.add((sender, why))
-            self.on_event(Rejected(sender, self._tag.round, why))
+    def _complain(self, sender: PeerId | None, why: str, times: int = 1) -> None:
+        """Report what was rejected, once per sender and reason; how often is told in the end."""
+        for event in self._refusals.add(sender, why, self._tag.round, times):
+            self.on_event(event)
 
     def _tell_changes(self) -> None:
         for change in self._liveness.take_changes():
@@ -380,5 +396,5 @@ class ZeroMQTransport:
             )
 
     def _destroy(self) -> None:
-        self._out.socket.disable_monitor()
+        self._in.close()
         self._context.destroy(linger=0)

@@ -30,7 +30,7 @@ BASE: Mapping[str, object] = {
     "train": {"lr": 0.1, "momentum": 0.9, "steps": 4},
     "checkpoint_every": 2,
 }
-VARIANTS: Mapping[str, Mapping[str, object]] = {
+PLAIN: Mapping[str, Mapping[str, object]] = {
     "local": {"strategy": "local"},
     "dpsgd": {"strategy": "dpsgd"},
     "dpsgd, then alone": {
@@ -68,8 +68,13 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
     "largest": {"strategy": {"name": "magnitude", "keep_decision": 0.5}},
     "heavy ball": {"strategy": {"name": "dfedavgm", "bits": 16}},
 }
+LOSSY = {"loss": 0.2, "up": {"kind": "failing", "p": 0.2, "of": "complete"}}
+"""A network that loses a third of all messages."""
+
+ON_LOSSY = ("dpsgd", "8-bit pairs", "masks", "push", "adom+", "learned p")
+VARIANTS = {**PLAIN, **{f"{x}, lossy": {**PLAIN[x], "network": LOSSY} for x in ON_LOSSY}}
 IN_BOTH = ("local", "dpsgd", "allreduce", "p=9", "learned p", "masks")
-ONLY_IN_DOUBLE = ("tracking", "push", "adom+")
+ONLY_IN_DOUBLE = ("tracking", "push", "adom+", "push, lossy", "adom+, lossy")
 SINGLE = [(name, "float32", "ipc") for name in VARIANTS if name not in ONLY_IN_DOUBLE]
 DOUBLE = [(name, "float64", "tcp") for name in IN_BOTH + ONLY_IN_DOUBLE]
 

@@ -63,3 +63,12 @@ def test_a_flood_is_cut(write_run: Callable[..., Path], append: Callable[..., No
     assert len(sentences) == 51
     assert sentences[0].startswith("1 message of an unknown sender rejected, first by peer 0")
     assert sentences[-1] == "… and 10 more"
+
+
+def test_what_was_refused_again_and_again_is_counted(
+    write_run: Callable[..., Path], append: Callable[..., None]
+) -> None:
+    folder = write_run()
+    first, rest = (Rejected(sender=1, round=2, why="bad", times=times) for times in (1, 1041))
+    append(folder, 0, (50, first), (60, rest), (61, Finished(round=3, exit_code=0)))
+    assert "1042 messages of peer 1 rejected, first by peer 0 in round 2: bad" in said(folder)

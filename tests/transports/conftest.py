@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import final
@@ -79,7 +81,7 @@ class Peers:
     @staticmethod
     def kill(transport: ZeroMQTransport) -> None:
         """End as SIGKILL ends a process: the connections break and nobody says goodbye."""
-        transport._context.destroy(linger=0)
+        transport._destroy()
 
     @staticmethod
     def read(transport: ZeroMQTransport) -> None:
@@ -99,6 +101,25 @@ def peers() -> Iterator[Peers]:
     for closing in [made.close(each) for each in made.events]:
         closing.result()
     made.threads.shutdown()
+
+
+FreePorts = Callable[[int], int]
+"""number -> the first of so many free ports of the loopback address, one after another."""
+
+
+@pytest.fixture
+def free_ports() -> FreePorts:
+    def first_of(number: int) -> int:
+        for first in range(20_000 + os.getpid() % 10_000, 32_000, number):
+            try:
+                for port in range(first, first + number):
+                    socket.create_server(("127.0.0.1", port)).close()
+            except OSError:
+                continue
+            return first
+        raise AssertionError("no free ports")
+
+    return first_of
 
 
 @final

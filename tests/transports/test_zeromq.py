@@ -49,7 +49,7 @@ def test_what_a_killed_neighbour_sent_last_is_still_read(peers: Peers) -> None:
     b.post(Tag(1), {0: number(1.0)})
     assert list(a.collect(Tag(1), [1], PATIENT_S).on_time) == [1]
     b.post(Tag(2), {0: number(2.0)})
-    while not a._in.poll(10):  # it has left the sender's memory
+    while not a._in.socket.poll(10):  # it has left the sender's memory
         continue
     peers.kill(b)
     assert a.collect(Tag(2), [1], PATIENT_S).on_time[1].tensors["x"].item() == 2.0
@@ -187,9 +187,44 @@ def test_too_many_messages_ahead_of_time_are_dropped(peers: Peers) -> None:
     assert list(a.collect(Tag(5), [1], PATIENT_S).on_time) == [1]
 
 
-def test_a_message_over_the_limit_never_arrives(peers: Peers) -> None:
+def test_a_block_travels_in_frames_and_arrives_whole(peers: Peers, raw: Raw) -> None:
+    """Hand numbers: 4 * 700,000 bytes are two frames of 2^20 bytes and one of 702,848."""
+    a = peers.make(0)
+    other, endpoint = raw.bound()
+    opening = peers.threads.submit(a.open, {0: a.endpoint, 1: endpoint}, [1])
+    contact, _ = other.recv_multipart()
+    other.send_multipart([contact, raw.frame(Kind.WELCOME)])
+    line = raw.dealer(a.endpoint)
+    line.send(raw.frame(Kind.HELLO))
+    opening.result()
+    sent = Payload({"x": torch.arange(700_000, dtype=torch.float32)})
+    assert a.post(Tag(1), {1: sent}) == 2_800_000
+    _, header, *block = other.recv_multipart()
+    assert [len(frame) for frame in block] == [1 << 20, 1 << 20, 702_848]
+    fields = replace(wire.decode_header(header, 1 << 30), sender=1, incarnation=7)
+    line.send_multipart([wire.encode_header(fields), *block])
+    received = a.collect(Tag(1), [1], PATIENT_S).on_time[1].tensors["x"]
+    assert torch.equal(received, sent.tensors["x"])
+
+
+@pytest.mark.parametrize("num_frames", [4, 100])
+def test_a_block_in_more_frames_than_it_needs_is_refused(
+    peers: Peers, raw: Raw, num_frames: int
+) -> None:
+    a = peers.make(0)
+    parts = [bytes(1 << 16)] * num_frames
+    kind, why = raw.ask(a, raw.dealer(a.endpoint), raw.frame(Kind.HELLO), *parts)
+    assert kind is Kind.REFUSED
+    assert why == f"{num_frames + 1} frames for a block of {num_frames << 16} bytes"
+
+
+def test_a_block_over_the_limit_is_refused_and_named(peers: Peers) -> None:
     a = peers.make(0, limits=replace(QUICK, max_message_bytes=1 << 20))
     b = peers.make(1)
     peers.open(a, b)
     b.post(Tag(1), {0: number(1.0, 1 << 19)})
-    assert not a.collect(Tag(1), [1], 0.3).on_time
+    peers.read_until(a, lambda: peers.rejected(a))
+    ((sender, why),) = peers.rejected(a)
+    assert (sender, why.partition(" (")[0]) == (1, "block of 2097152 bytes, limit 1048576")
+    b.post(Tag(2), {0: number(2.0)})
+    assert list(a.collect(Tag(2), [1], PATIENT_S).on_time) == [1]

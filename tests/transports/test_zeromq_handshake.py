@@ -63,7 +63,7 @@ def test_another_wire_version_is_refused_with_the_reason(peers: Peers, raw: Raw)
     fields[1] = 99
     kind, note = raw.ask(a, raw.dealer(a.endpoint), msgpack.packb(fields))
     assert (kind, note) == (Kind.REFUSED, "speaks wire version 99, this peer speaks 1")
-    assert peers.rejected(a) == [(None, note)]
+    assert peers.rejected(a) == [(None, f"{note} (from 127.0.0.1)")]
 
 
 @pytest.mark.parametrize("claimed", [0, 5])

@@ -1,0 +1,82 @@
+"""What a run needs to make sense, held against what its file says, before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from p2p_dml.assemble import Blueprint, learner_of
+from p2p_dml.errors import ConfigError
+from p2p_dml.kernels.mixing import is_doubly_stochastic, mixing_matrix
+from p2p_dml.peer import LOOKAHEAD
+from p2p_dml.types import Need
+
+
+def check_all(shared: Blueprint) -> nn.Module:
+    """Try everything that a peer will build, before any is started; returns a fresh model.
+
+    Raises ConfigError with the path in the run file.
+    """
+    check_needs(shared)
+    model = shared.model()
+    learner_of(shared, model, 0)
+    return model
+
+
+def check_needs(shared: Blueprint) -> None:
+    """Hold the strategy's needs against the mixing rule and the first rounds of the schedule.
+
+    Raises ConfigError naming the need, what was found and what to change.
+    """
+    config = shared.config
+    check_pace(shared)
+    graphs = [shared.schedule(tick) for tick in range(LOOKAHEAD)]
+    symmetric = all(graph.is_symmetric for graph in graphs)
+    if config.mixing == "metropolis" and not symmetric:
+        raise ConfigError(
+            f"mixing: metropolis needs symmetric links, and {config.links} has one-way links; "
+            "choose other links, or a mixing rule and strategy for directed links"
+        )
+    found: Mapping[Need, bool] = {
+        Need.SYMMETRIC: symmetric,
+        Need.DOUBLY_STOCHASTIC: config.mixing == "metropolis"
+        or all(is_doubly_stochastic(mixing_matrix(graph, shared.rule)) for graph in graphs),
+        Need.COLUMN_STOCHASTIC: config.mixing in ("metropolis", "push_uniform"),
+        Need.STATIC: all(graph == graphs[0] for graph in graphs),
+        Need.COMPLETE: all(graph.is_complete for graph in graphs),
+        Need.SYNCHRONOUS: True,  # else `check_pace` has refused it
+        Need.EVERY_MESSAGE: True,
+    }
+    for need in shared.strategy.needs:
+        if not found[need]:
+            raise ConfigError(
+                f"strategy {config.strategy.get('name')!r} needs {need.value}; links = "
+                f"{config.links} with mixing = {config.mixing!r} do not give that; {_FIXES[need]}"
+            )
+
+
+_FIXES = {
+    Need.SYMMETRIC: "choose undirected links, such as erdos_renyi or ring",
+    Need.DOUBLY_STOCHASTIC: 'set mixing = "metropolis" and choose undirected links',
+    Need.COLUMN_STOCHASTIC: 'set mixing = "push_uniform"',
+    Need.STATIC: "choose links that do not change, such as ring",
+    Need.COMPLETE: 'set links = "complete"',
+}
+
+
+def check_pace(shared: Blueprint) -> None:
+    """Hold the strategy against asynchronous rounds; ConfigError saying what to do instead."""
+    if shared.pace.waits:
+        return
+    name, advice = shared.config.strategy.get("name"), 'set pace = "synchronous"'
+    if Need.SYNCHRONOUS in shared.strategy.needs:
+        raise ConfigError(
+            f"strategy {name!r} needs {Need.SYNCHRONOUS.value}, and pace is asynchronous; "
+            f"{advice}, or choose another strategy, such as dpsgd, hyperprism or sgp"
+        )
+    if shared.strategy.exchanges > 1:
+        raise ConfigError(
+            f"strategy {name!r} has {shared.strategy.exchanges} exchanges in a round, each built "
+            f"on the one before; asynchronous rounds have one; {advice} or exchanges = 1"
+        )

@@ -1,0 +1,178 @@
+"""Peers of this machine, all of a run or some: forked from a nursery, told to stop, counted."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, final
+
+from p2p_dml.config import RunConfig
+from p2p_dml.errors import ExitCode
+from p2p_dml.launchers.rendezvous import Desk
+from p2p_dml.launchers.single import Assignment
+from p2p_dml.types import PeerId
+
+STOP_GRACE_S = 60.0
+"""How long peers may take to finish their last round after a first Ctrl-C."""
+
+
+class Aborted(Exception):
+    """The run ended before all peers had met; `exit_codes` are those of the peers it is due to."""
+
+    def __init__(self, exit_codes: dict[PeerId, int]) -> None:
+        self.exit_codes = exit_codes
+
+
+@final
+class Crew:
+    """The view of the nursery from outside: who runs, who ended and how."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._pids: dict[PeerId, int] = {}
+        self._unread = b""
+        self._stopped_at: float | None = None
+        self.has_begun = False
+        self.running: set[PeerId] = set()
+        self.exit_codes: dict[PeerId, int] = {}
+
+    def begin(self, peers: Collection[PeerId], assignment: Mapping[str, Any]) -> None:
+        """Have `peers` forked, each with the same assignment but for its id."""
+        assert self._process.stdin is not None
+        self.has_begun = True
+        self.running = set(peers)
+        order = {"peers": sorted(self.running), "assignment": assignment}
+        with suppress(BrokenPipeError):  # it failed already; `listen` will find out
+            self._process.stdin.write(json.dumps(order).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def gather(
+        self,
+        desk: Desk,
+        startup_s: float,
+        scratch: Path,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Wait until all have data and address; what they have mapped from `scratch` goes.
+
+        Raises Aborted if one ended, or all were told to, before; StartupError if some are late.
+        """
+
+        def check() -> None:
+            meanwhile()
+            self.abort_if_ended()
+
+        desk.gather(startup_s, check)
+        shutil.rmtree(scratch / "data", ignore_errors=True)  # every peer has mapped it
+
+    def listen(self, timeout_s: float) -> None:
+        """Take in what the nursery reports, waiting at most `timeout_s`."""
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if selector.select(timeout_s):
+                self._take(os.read(self._process.stdout.fileno(), 1 << 16))
+        if self._stopped_at and time.monotonic() > self._stopped_at + STOP_GRACE_S:
+            self.signal(signal.SIGKILL)
+
+    def _take(self, chunk: bytes) -> None:
+        if not chunk:  # the nursery is gone, and the kernel has ended its children
+            self.exit_codes |= dict.fromkeys(self.running, -signal.SIGKILL)
+            self.running.clear()
+        *lines, self._unread = (self._unread + chunk).split(b"\n")
+        for entry in map(json.loads, lines):
+            if "pid" in entry:
+                self._pids[entry["peer"]] = entry["pid"]
+            else:
+                self.exit_codes[entry["peer"]] = entry["code"]
+                self.running.discard(entry["peer"])
+
+    def abort_if_ended(self) -> None:
+        """End everything if a peer ended, or was told to, before all had met: Aborted."""
+        self.listen(0.0)
+        if self._stopped_at is not None:
+            raise Aborted(dict.fromkeys(self.running, int(ExitCode.STOPPED)))
+        if self.exit_codes:
+            self.signal(signal.SIGTERM)
+            raise Aborted(dict(self.exit_codes))
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to every running peer."""
+        for peer in self.running & self._pids.keys():
+            with suppress(ProcessLookupError):
+                os.kill(self._pids[peer], number)
+
+    def stop(self, *, is_agreed: bool) -> None:
+        """First call: let peers finish and save. Second: kill them.
+
+        `is_agreed`: they know already after which round to end.
+        """
+        if self._stopped_at is not None:
+            self.signal(signal.SIGKILL)
+        elif not is_agreed:
+            self.signal(signal.SIGTERM)
+        self._stopped_at = time.monotonic()
+
+
+@contextmanager
+def hired(threads: int) -> Iterator[Crew]:
+    """Start the nursery (its imports run beside ours); gone with all its children at the end."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "p2p_dml.launchers.nursery"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=os.environ | dict.fromkeys(names, str(threads)),
+        start_new_session=True,
+    )
+    crew = Crew(process)
+    try:
+        yield crew
+    finally:
+        assert process.stdin is not None and process.stdout is not None
+        if not crew.has_begun:  # no children yet: nothing to wait for
+            process.kill()
+        with suppress(BrokenPipeError):
+            process.stdin.close()
+        try:
+            process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdout.close()
+
+
+def assignment_of(
+    config: RunConfig,
+    run: Path,
+    scratch: Path,
+    *,
+    starts: Mapping[PeerId, int] | None = None,
+    listen: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """An `Assignment` as JSON, for everyone: all but `me`.
+
+    `starts`: the round that each peer of a resumed run goes on after.
+    """
+    home = str(config.folder.resolve())
+    rounds = [starts[peer] for peer in range(config.peers)] if starts is not None else None
+    everyone = Assignment(
+        str(run.resolve()), str(scratch), home, me=0, starts=rounds, listen=listen
+    )
+    return {key: value for key, value in asdict(everyone).items() if key != "me"}
+
+
+def last_words(scratch: Path, peers: Iterable[PeerId]) -> dict[PeerId, str]:
+    """What those of `peers` said that ended by an error."""
+    files = {peer: scratch / f"{peer}.error" for peer in sorted(peers)}
+    return {p: f.read_text(encoding="utf-8") for p, f in files.items() if f.exists()}
