@@ -1,0 +1,69 @@
+"""`p2p-dml up`: all peers in containers of this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from p2p_dml.console import Watch, complain, conclude, sayer
+from p2p_dml.errors import StorageError
+
+app = typer.Typer()
+
+
+@app.command()
+def up(
+    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="the run file")],
+    peers: Annotated[
+        int | None, typer.Option(min=1, help="how many; default: as the run file says")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="override a key: --set rounds=50", metavar="K=V"),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="run folder; default: a new one below runs/")
+    ] = None,
+    build: Annotated[
+        bool, typer.Option("--build", help="build the image anew, even if it is there")
+    ] = False,
+    image: Annotated[
+        str | None, typer.Option(help="another image than that of this version", metavar="NAME")
+    ] = None,
+    write: Annotated[
+        Path | None,
+        typer.Option(
+            help="only write a compose file to run by hand, with its keys and run folder",
+            metavar="compose.yml",
+        ),
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="no live view, only the final lines")
+    ] = False,
+) -> None:
+    """Run all peers in containers of this machine, by docker compose."""
+    from p2p_dml import config
+    from p2p_dml.launchers import compose
+
+    overrides = [*(set_ or []), *([f"peers={peers}"] if peers else [])]
+    settings, console = config.load(file, overrides), Console()
+    if write is not None:
+        folder = compose.write(settings, out, write, image)
+        console.print(f"start it:  docker compose -f {write} up", soft_wrap=True, markup=False)
+        console.print(f"report:    p2p-dml report {folder}", soft_wrap=True, markup=False)
+        return
+    with Watch(settings, console, quiet) as watch:
+        outcome = compose.run(
+            settings, out, watch.begin, sayer(console, quiet), image=image, build=build
+        )
+    if outcome.verdict:
+        complain(outcome.verdict)
+    try:
+        conclude(outcome.folder, console)
+    except StorageError:
+        if not outcome.verdict:  # a full disk is said already
+            raise
+    raise typer.Exit(outcome.exit_code)
