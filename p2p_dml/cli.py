@@ -1,4 +1,4 @@
-"""The command line: `p2p-dml run | simulate | sweep | peer | topology | report | export | data`."""
+"""The command line: `p2p-dml` and its commands; some are in `p2p_dml.commands`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p2p_dml import __version__
-from p2p_dml.commands import directory, keys, up
+from p2p_dml.commands import directory, keys, launch, up
 from p2p_dml.console import Watch, complain, conclude, sayer
 from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError
 
@@ -36,6 +36,7 @@ rank_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(topology_app, name="topology")
 app.add_typer(data_app, name="data")
 app.add_typer(keys.app, name="keys")
+app.add_typer(launch.app)
 app.add_typer(up.app)
 app.add_typer(directory.app)
 

@@ -1,0 +1,1 @@
+"""Several hosts over the system's ssh: what to start where, checks, installation, the run."""

@@ -1,0 +1,188 @@
+"""A run on hosts whose supervisors are small scripts: what they say makes its course."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import TYPE_CHECKING, final
+
+import pytest
+
+from p2p_dml import config
+from p2p_dml.errors import ExitCode, StartupError
+from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.ssh.channel import Request, Switchboard, Talk
+from p2p_dml.launchers.ssh.run import Installed, Run
+
+if TYPE_CHECKING:
+    from tests.launchers.ssh.conftest import Hosts
+
+# Says its lines, each after the order that it waits for; FACTS and PEERS are filled in.
+SUPERVISOR = """#!{python}
+import json, os, sys, time
+from pathlib import Path
+def say(**line): print(json.dumps(line), flush=True)
+def hear(what=None):
+    line = json.loads(sys.stdin.readline() or sys.exit(0))
+    assert what is None or line["do"] == what, line
+    return line
+order = hear()
+name, run, peers = os.environ["HOME"].rpartition("/")[2], Path(order["run"]), order["peers"]
+def write(file, text):
+    (run / file).parent.mkdir(parents=True, exist_ok=True)
+    (run / file).write_text(text)
+def begin(facts={{"digest": "d"}}, data="x"):
+    say(ready={{"facts": facts, "data": data}})
+    hear("begin")
+    for peer in peers: write(f"events/peer-{{peer:03d}}.jsonl", f"events of {{peer}}\\n")
+    say(gathered=True)
+    hear("meet")
+def finish(code=0, errors={{}}):
+    for peer in peers: write(f"checkpoints/peer-{{peer:03d}}/round-000001.safetensors", "x" * 999)
+    say(over={{"exit_codes": dict.fromkeys(peers, code), "errors": errors}})
+{script}
+"""
+RUN = {"peers": 4, "rounds": 1, "links": "ring", "strategy": "dpsgd"}
+
+
+@final
+class Stage:
+    """Hosts alpha (peers 0, 1) and beta (2, 3) whose supervisors play `script`."""
+
+    def __init__(self, hosts: Hosts, script: str) -> None:
+        self.hosts = hosts
+        self.out = hosts.folder / "out"
+        self.said: list[str] = []
+        program = hosts.folder / "tools" / "supervisor"
+        text = SUPERVISOR.format(python=sys.executable, script=script)
+        program.write_text(text, encoding="utf-8")
+        program.chmod(0o755)
+        self.there = Installed(python=str(program), path="/nowhere")
+        self.cluster = hosts.cluster(*(hosts.entry(x, peers=2) for x in ("alpha", "beta")))
+
+    def play(self, act: Callable[[Run, Switchboard], None] = lambda run, board: None) -> Outcome:
+        """Run it to its end; `act` is called when all peers have met."""
+        settings = config.parse(RUN, self.hosts.folder)
+        with closing(Switchboard(self.cluster.hosts, self.cluster.lost_s)) as board:
+            board.converse({host: _open() for host in self.cluster.hosts})
+            run = Run(board, self.cluster, settings, self.out, self.said.append)
+            run.start(dict.fromkeys(self.cluster.hosts, self.there), 1.0)
+            act(run, board)
+            run.follow(lambda: None)
+            return run.outcome()
+
+    def files(self) -> set[str]:
+        """What is in the run folder."""
+        return {str(x.relative_to(self.out)) for x in self.out.rglob("*") if x.is_file()}
+
+
+def _open() -> Talk[bool]:
+    yield Request(head={"ask": "open", "folder": "~/.cache/p2p-dml"})
+    return True
+
+
+Play = Callable[[str], Stage]
+
+
+@pytest.fixture
+def stage(hosts_here: Hosts) -> Iterator[Play]:
+    """Set the stage for a script; nothing is left on any host afterwards."""
+    yield lambda script: Stage(hosts_here, script)
+    assert not [*hosts_here.left("alpha"), *hosts_here.left("beta")]
+
+
+def test_what_hosts_have_is_collected(stage: Play) -> None:
+    play = stage("begin()\nfinish()")
+    outcome = play.play()
+    assert outcome.exit_codes == dict.fromkeys(range(4), 0)
+    assert outcome.verdict is None
+    events = {f"events/peer-00{peer}.jsonl" for peer in range(4)}
+    models = {f"checkpoints/peer-00{peer}/round-000001.safetensors" for peer in range(4)}
+    assert play.files() == {"run.json", "run.toml", *events, *models}
+    assert (play.out / "events" / "peer-003.jsonl").read_text(encoding="utf-8") == "events of 3\n"
+    facts = json.loads((play.out / "run.json").read_text(encoding="utf-8"))
+    assert facts["digest"] == "d"
+    hosts = [{"ssh": "alpha", "peers": [0, 1]}, {"ssh": "beta", "peers": [2, 3]}]
+    assert (facts["hosts"], facts["started"]) == (hosts, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("sys.exit('no memory left')", ": its supervisor ended: no memory left"),
+        ("say(failed='no such data', code=2)", ": no such data"),
+        ("begin(data=name)", "beta: another data than on alpha; make them equal"),
+        ("begin({'digest': name})", "beta: another run (a module or package of yours) than on a"),
+        (
+            "say(ready={'facts': {'digest': 'd'}, 'data': 'x'})\nhear('begin')\n"
+            "if name == 'alpha': hear()\nfinish(3, {peers[0]: 'the port is taken'})",
+            "beta: the port is taken",
+        ),
+    ],
+)
+def test_who_cannot_begin_keeps_all_from_it(stage: Play, script: str, expected: str) -> None:
+    play = stage(script)
+    with pytest.raises(StartupError) as caught:
+        play.play()
+    assert expected in str(caught.value)
+    assert not play.out.exists()
+
+
+def test_a_lost_host_costs_its_own_peers(stage: Play) -> None:
+    play = stage("begin()\nif name == 'alpha': hear('stop')\nelse: hear()\nfinish(5)")
+
+    def lose_beta(run: Run, board: Switchboard) -> None:
+        beta = board.connections[play.cluster.hosts[1]]
+        beta.close("its cable was pulled")
+        run.stop()
+
+    outcome = play.play(lose_beta)
+    assert outcome.exit_codes == {0: 5, 1: 5, 2: -9, 3: -9}
+    assert outcome.exit_code is ExitCode.FAILED
+    verdict = (
+        "host beta was lost, and with it peers 2, 3: its cable was pulled; 1 more peers failed"
+    )
+    assert str(outcome.verdict).startswith(verdict)
+    assert play.said[0].startswith("stopping: ")
+    assert "checkpoints/peer-001/round-000001.safetensors" in play.files()
+    assert "checkpoints/peer-002/round-000001.safetensors" not in play.files()
+
+
+def test_a_connection_that_breaks_is_told_at_once(stage: Play) -> None:
+    play = stage("begin()\nif name == 'alpha': hear('stop')\nelse: hear()\nfinish()")
+
+    def end_beta(run: Run, board: Switchboard) -> None:
+        for pid in play.hosts.processes("beta"):
+            os.kill(pid, signal.SIGTERM)
+        beta = board.connections[play.cluster.hosts[1]]
+        while beta.why_closed is None:
+            board.pump(0.1)
+        run.stop()
+
+    assert play.play(end_beta).exit_codes == {0: 0, 1: 0, 2: -9, 3: -9}
+
+
+def test_a_supervisor_that_crashes_in_the_run_has_lost_its_peers(stage: Play) -> None:
+    play = stage("begin()\nif name == 'beta': sys.exit('out of luck')\nfinish()")
+    outcome = play.play()
+    assert outcome.exit_codes == {0: 0, 1: 0, 2: -9, 3: -9}
+    assert "its supervisor ended: out of luck" in outcome.errors[2]
+    assert (play.out / "logs" / "host-1.log").read_text(encoding="utf-8") == "out of luck\n"
+
+
+def test_peers_that_ended_before_their_host_was_lost_have_ended_well(stage: Play) -> None:
+    play = stage(
+        "begin()\nfor peer in peers: say(ended=peer, code=0)\n"
+        "if name == 'beta': sys.exit('just now')\nfinish()"
+    )
+    assert play.play().exit_codes == dict.fromkeys(range(4), 0)
+
+
+def test_a_host_cannot_speak_for_peers_of_another(stage: Play) -> None:
+    play = stage("begin()\nif name == 'beta': say(ended=0, code=1)\nfinish()")
+    outcome = play.play()
+    assert outcome.exit_codes == dict.fromkeys(range(4), 0)
