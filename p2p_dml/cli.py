@@ -16,8 +16,8 @@ from rich.table import Table
 
 from p2p_dml import __version__
 from p2p_dml.commands import directory, keys, launch, up
-from p2p_dml.console import Watch, complain, conclude, sayer
-from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError
+from p2p_dml.console import Watch, complain, conclude, finish, sayer
+from p2p_dml.errors import ConfigError, ExitCode, P2PError
 
 if TYPE_CHECKING:
     from p2p_dml.config import RunConfig
@@ -122,13 +122,7 @@ def run(
     settings, past = _settings(file, resume, set_ or [], out, "run")
     with Watch(settings, console, quiet) as watch:
         outcome = local.run(settings, out, watch.begin, past, sayer(console, quiet))
-    if outcome.verdict:
-        complain(outcome.verdict)
-    try:
-        conclude(outcome.folder, console)
-    except StorageError:
-        if not outcome.verdict:  # a full disk is said already
-            raise
+    finish(outcome.folder, outcome.verdict, console)
     raise typer.Exit(outcome.exit_code)
 
 
@@ -201,7 +195,7 @@ def _rank(
         def watch(settings: RunConfig, folder: Path, started: float) -> Callable[[], None]:
             return views.enter_context(Watch(settings, console, quiet)).begin(folder, started)
 
-        def finish(folder: Path) -> None:
+        def close_views(folder: Path) -> None:
             views.close()
             conclude(folder, console)
 
@@ -209,7 +203,7 @@ def _rank(
             say=sayer(console, quiet),
             complain=complain,
             watch=watch,
-            conclude=finish,
+            conclude=close_views,
         )
         code = torchrun.run(load, ranks, stopping, voice)
     raise typer.Exit(code)

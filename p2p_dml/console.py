@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, final
 
 from rich.console import Console
 
-from p2p_dml.errors import P2PError
+from p2p_dml.errors import P2PError, StorageError
 
 if TYPE_CHECKING:
     from p2p_dml.config import RunConfig
@@ -36,6 +36,17 @@ def conclude(folder: Path, console: Console) -> None:
     page = report.write(folder, schedule)
     console.print(report.final_table(report.load(folder)))
     console.print(f"report: {page}", soft_wrap=True)
+
+
+def finish(folder: Path, verdict: str | None, console: Console) -> None:
+    """Say what went wrong, if anything did, and conclude."""
+    if verdict:
+        complain(verdict)
+    try:
+        conclude(folder, console)
+    except StorageError:
+        if not verdict:  # a full disk is said already
+            raise
 
 
 @final

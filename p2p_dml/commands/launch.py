@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from p2p_dml.console import Watch, complain, conclude, sayer
+from p2p_dml.console import Watch, complain, finish, sayer
 from p2p_dml.errors import ExitCode
 
 app = typer.Typer()
@@ -41,9 +41,7 @@ def launch(
     with Watch(settings, console, quiet) as watch:
         voice = launcher.Voice(say=sayer(console, quiet), watch=watch.begin)
         outcome = launcher.launch(cluster, settings, out, voice)
-    if outcome.verdict:
-        complain(outcome.verdict)
-    conclude(outcome.folder, console)
+    finish(outcome.folder, outcome.verdict, console)
     raise typer.Exit(outcome.exit_code)
 
 

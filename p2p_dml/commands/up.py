@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from p2p_dml.console import Watch, complain, conclude, sayer
-from p2p_dml.errors import StorageError
+from p2p_dml.console import Watch, finish, sayer
 
 app = typer.Typer()
 
@@ -59,11 +58,5 @@ def up(
         outcome = compose.run(
             settings, out, watch.begin, sayer(console, quiet), image=image, build=build
         )
-    if outcome.verdict:
-        complain(outcome.verdict)
-    try:
-        conclude(outcome.folder, console)
-    except StorageError:
-        if not outcome.verdict:  # a full disk is said already
-            raise
+    finish(outcome.folder, outcome.verdict, console)
     raise typer.Exit(outcome.exit_code)
