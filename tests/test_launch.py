@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -32,6 +34,7 @@ def free_ports(count: int) -> int:
     raise AssertionError("no free ports")
 
 
+@pytest.mark.slow
 def test_one_process_per_peer_at_fixed_addresses(tmp_path: Path) -> None:
     out = tmp_path / "run"
     changes = ["peers=3", "rounds=2", "links=ring", f"transport.base_port={free_ports(3)}"]

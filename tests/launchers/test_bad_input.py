@@ -224,6 +224,7 @@ def test_the_same_peer_started_twice(shell: Shell) -> None:
     assert "refused" not in _said_by_first(shell, first)
 
 
+@pytest.mark.slow
 def test_two_peers_with_one_id_at_different_addresses(shell: Shell) -> None:
     addresses = _pair(shell)
     first = _first_peer(shell)
@@ -250,6 +251,7 @@ def test_a_peer_of_another_run(shell: Shell) -> None:
     assert "is of another run" in _said_by_first(shell, first)
 
 
+@pytest.mark.slow
 def test_a_peer_of_another_version(shell: Shell) -> None:
     _pair(shell)
     first = _first_peer(shell)
