@@ -43,6 +43,8 @@ bench: install
 	$(BIN)/python -m benchmarks.power_mean
 	$(BIN)/python -m benchmarks.masks
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 4 -m benchmarks.torchdist
+	$(BIN)/python -m benchmarks.curve
+	$(BIN)/python -m benchmarks.attacks
 
 clean:
 	rm -rf $(VENV) build *.egg-info p2p_dml/kernels/*.so .mypy_cache .ruff_cache .pytest_cache

@@ -151,7 +151,7 @@ def network_of(config: RunConfig, exchanges: int) -> Network | None:
     for place, entry in enumerate(table.between):
         conditions = replace(usual, **entry.model_dump(include=_CONDITIONS, exclude_none=True))
         for a, b in entry.peers:
-            check_peers(config, (a, b), f"network.between[{place}].peers")
+            _check_peers(config, (a, b), f"network.between[{place}].peers")
             special |= {(a, b): conditions, (b, a): conditions}
     return Network(
         seed=config.seed,
@@ -167,13 +167,13 @@ def _uplinks(config: RunConfig) -> dict[PeerId, float]:
     """Megabits per second that leave a peer, of those that are limited."""
     limits: dict[PeerId, float] = {}
     for place, device in enumerate(config.devices):
-        check_peers(config, device.peers, f"devices[{place}].peers")
+        _check_peers(config, device.peers, f"devices[{place}].peers")
         if device.bandwidth_mbps is not None:
             limits |= dict.fromkeys(device.peers, device.bandwidth_mbps)
     return limits
 
 
-def check_peers(config: RunConfig, peers: Iterable[PeerId], where: str) -> None:
+def _check_peers(config: RunConfig, peers: Iterable[PeerId], where: str) -> None:
     """Raise ConfigError if one of `peers` is not of this run."""
     for peer in peers:
         if not 0 <= peer < config.peers:

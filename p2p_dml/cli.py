@@ -18,6 +18,7 @@ from p2p_dml import __version__
 from p2p_dml.commands import directory, keys, launch, up
 from p2p_dml.console import Watch, complain, conclude, finish, sayer
 from p2p_dml.errors import ConfigError, ExitCode, P2PError
+from p2p_dml.options import Out, Override, Quiet, RunFile
 
 if TYPE_CHECKING:
     from p2p_dml.config import RunConfig
@@ -40,7 +41,6 @@ app.add_typer(launch.app)
 app.add_typer(up.app)
 app.add_typer(directory.app)
 
-RunFile = Annotated[Path, typer.Argument(metavar="FILE.toml", help="the run file")]
 RunFileOrNone = Annotated[
     Path | None, typer.Argument(metavar="FILE.toml", help="the run file, or none with --resume")
 ]
@@ -52,11 +52,6 @@ Resume = Annotated[
         metavar="RUN",
     ),
 ]
-Override = Annotated[
-    list[str] | None, typer.Option("--set", help="override a key: --set rounds=50", metavar="K=V")
-]
-Out = Annotated[Path | None, typer.Option(help="run folder; default: a new one below runs/")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="no live view, only the final lines")]
 
 
 class _Interrupted(BaseException):

@@ -17,7 +17,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from p2p_dml.errors import ConfigError
-from p2p_dml.tables import nearest, parse_toml, read_toml
+from p2p_dml.tables import explain, keys_of, nearest, parse_toml, read_toml
 
 Table = dict[str, Any]
 Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
@@ -212,9 +212,7 @@ class RunConfig(_Section):
         fields = self.model_dump(exclude=local | {"min_neighbours", "max_isolated_rounds"})
         fields["train"].pop("parallel", None)  # nor how many ranks share a peer's training
         # Hosts keep files in different places; that the contents agree shows in the first graphs.
-        for table in (fields, fields["network"]):
-            for key in {"links", "up"} & table.keys():
-                table[key] = _map_files(table[key], lambda file: Path(file).name)
+        map_link_files(fields, lambda file: Path(file).name)
         return json.dumps(fields, sort_keys=True)
 
     @property
@@ -246,19 +244,17 @@ def load(path: Path, overrides: Sequence[str] = (), folder: Path | None = None) 
 def parse(tables: Mapping[str, object], folder: Path, where: str = "run") -> RunConfig:
     """Check a run file's tables; relative paths in it start at `folder`."""
     if "folder" in tables:
-        raise ConfigError(f"{where}: folder: unknown key; {nearest('folder', _keys(RunConfig))}")
+        raise ConfigError(f"{where}: folder: unknown key; {nearest('folder', keys_of(RunConfig))}")
     try:
         return RunConfig.model_validate({**tables, "folder": folder})
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e, where) for e in error.errors())) from error
+        raise ConfigError(explain(error, where, _SECTIONS)) from error
 
 
 def dump(config: RunConfig, path: Path) -> None:
     """Write the effective config, defaults included, as a run file to run from anywhere."""
     tables = config.model_dump(exclude_none=True)
-    for table in (tables, tables["network"]):
-        for key in {"links", "up"} & table.keys():
-            table[key] = _map_files(table[key], lambda file: str((config.folder / file).resolve()))
+    map_link_files(tables, lambda file: str((config.folder / file).resolve()))
     path.write_text(tomli_w.dumps(tables), encoding="utf-8")
 
 
@@ -270,21 +266,27 @@ def overrides_table(overrides: Sequence[str]) -> Table:
     return tables
 
 
-def _map_files(table: Any, change: Callable[[str], str]) -> Any:
-    """Rewrite the `file` entries of a links table, those of nested schedules too."""
+def map_link_files(tables: Table, change: Callable[[str], str]) -> None:
+    """Rewrite in place the `file` entries of all link schedules that a run's tables have."""
+    for table in (tables, tables["network"]):
+        for key in {"links", "up"} & table.keys():
+            table[key] = map_files(table[key], change)
+
+
+def map_files(table: Any, change: Callable[[str], str]) -> Any:
+    """A links table with its `file` entries rewritten, those of nested schedules too."""
     if isinstance(table, list):
-        return [_map_files(entry, change) for entry in table]
+        return [map_files(entry, change) for entry in table]
     if not isinstance(table, Mapping):
         return table
     return {
-        key: change(value)
-        if key == "file" and isinstance(value, str)
-        else _map_files(value, change)
+        key: change(value) if key == "file" and isinstance(value, str) else map_files(value, change)
         for key, value in table.items()
     }
 
 
 _SECTIONS: Mapping[str, type[BaseModel]] = {
+    "": RunConfig,
     "transport": TransportConfig,
     "stragglers": StragglersConfig,
     "devices": DeviceConfig,
@@ -292,23 +294,6 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "network.between": BetweenConfig,
 }
 """Sections of a run file by their path."""
-
-
-def _keys(section: type[BaseModel]) -> list[str]:
-    return [name for name, field in section.model_fields.items() if not field.exclude]
-
-
-def _explain(error: Any, where: str) -> str:
-    """One pydantic error as: file, path, what was expected, what was found."""
-    *parents, key = error["loc"]
-    path = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        section = _SECTIONS.get(".".join(x for x in parents if isinstance(x, str)), RunConfig)
-        return f"{where}: {path}: unknown key; {nearest(str(key), _keys(section))}"
-    if error["type"] == "missing":
-        return f"{where}: {path}: missing; this key has no default"
-    found = error["input"]
-    return f"{where}: {path}: {error['msg'].lower()}; found {type(found).__name__} {found!r}"
 
 
 def override(tables: Table, text: str) -> None:

@@ -14,6 +14,9 @@ from typing import Any, cast
 from p2p_dml import tables
 from p2p_dml.errors import ConfigError, P2PError
 
+_TABLES = ("strategy", "data", "model", "partition", "train")
+_ENTRIES = ("name", "function", "evaluate")
+
 
 def last_frame(error: BaseException) -> str:
     """Where `error` was raised, as `file.py:12 in function`; for messages without a traceback."""
@@ -34,6 +37,13 @@ def take_name(table: Mapping[str, object], where: str) -> tuple[str, dict[str, o
 def is_object_path(name: str) -> bool:
     """Whether `name` means a user's object and not a built-in choice."""
     return ":" in name
+
+
+def modules_named(tables: Mapping[str, Any]) -> list[str]:
+    """The modules of all `package.module:name` choices in a run's tables, each once."""
+    values = (tables[key].get(entry) for key in _TABLES for entry in _ENTRIES)
+    paths = (value for value in values if isinstance(value, str) and is_object_path(value))
+    return sorted({path.partition(":")[0] for path in paths})
 
 
 def load_object(path: str, where: str) -> object:

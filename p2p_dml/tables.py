@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from p2p_dml.errors import ConfigError
 
@@ -53,6 +53,31 @@ def nearest(word: str, valid: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"{hint}valid: {', '.join(known)}"
+
+
+def keys_of(section: type[BaseModel]) -> list[str]:
+    """The keys that a file may have in a section."""
+    return [name for name, field in section.model_fields.items() if not field.exclude]
+
+
+def explain(error: ValidationError, where: str, sections: Mapping[str, type[BaseModel]]) -> str:
+    """Pydantic's errors as lines: file, path, what was expected, what was found.
+
+    `sections`: by their path without indices, the whole file's under "".
+    """
+    return "\n".join(_explain(each, where, sections) for each in error.errors())
+
+
+def _explain(error: Any, where: str, sections: Mapping[str, type[BaseModel]]) -> str:
+    *parents, key = error["loc"]
+    path = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        section = sections[".".join(x for x in parents if isinstance(x, str))]
+        return f"{where}: {path}: unknown key; {nearest(str(key), keys_of(section))}"
+    if error["type"] == "missing":
+        return f"{where}: {path}: missing; this key has no default"
+    found = error["input"]
+    return f"{where}: {path}: {error['msg'].lower()}; found {type(found).__name__} {found!r}"
 
 
 def choose(choices: Mapping[str, T], name: object, where: str) -> T:

@@ -22,7 +22,7 @@ LEVELS = (
     ("transports", "learners", "data", "models", "layers"),
     ("assemble",),
     ("checks",),
-    ("launchers", "report", "sweep", "export", "commands", "cli", "console"),
+    ("launchers", "report", "sweep", "export", "commands", "options", "cli", "console"),
     ("__init__", "__main__"),  # the faces of the package; its version is free for all
 )
 LEVEL_OF = {name: level for level, names in enumerate(LEVELS) for name in names}

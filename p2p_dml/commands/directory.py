@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from p2p_dml.options import Override, RunFile
 
 app = typer.Typer()
 
 
 @app.command()
 def directory(
-    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="the run file")],
+    file: RunFile,
     listen: Annotated[
         str | None,
         typer.Option(help="such as tcp://*:5700; default: the port of transport.directory"),
@@ -25,10 +26,7 @@ def directory(
             "port + 1 and, for peer I, + 2 + I",
         ),
     ] = False,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="override a key: --set peers=8", metavar="K=V"),
-    ] = None,
+    set_: Override = None,
 ) -> None:
     """Tell the peers of a run each other's addresses, until Ctrl-C.
 

@@ -10,26 +10,20 @@ from rich.console import Console
 
 from p2p_dml.console import Watch, complain, finish, sayer
 from p2p_dml.errors import ExitCode
+from p2p_dml.options import Out, Override, Quiet, RunFile
 
 app = typer.Typer()
 
 HostsFile = Annotated[Path, typer.Argument(metavar="HOSTS.toml", help="the hosts file")]
-Override = Annotated[
-    list[str] | None, typer.Option("--set", help="override a key: --set rounds=50", metavar="K=V")
-]
 
 
 @app.command()
 def launch(
     hosts: HostsFile,
-    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="the run file")],
+    file: RunFile,
     set_: Override = None,
-    out: Annotated[
-        Path | None, typer.Option(help="run folder; default: a new one below runs/")
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="no live view, only the final lines")
-    ] = False,
+    out: Out = None,
+    quiet: Quiet = False,
 ) -> None:
     """Run all peers on several hosts: check them, install, start, collect, clean up."""
     from p2p_dml import config

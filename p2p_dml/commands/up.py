@@ -9,23 +9,19 @@ import typer
 from rich.console import Console
 
 from p2p_dml.console import Watch, finish, sayer
+from p2p_dml.options import Out, Override, Quiet, RunFile
 
 app = typer.Typer()
 
 
 @app.command()
 def up(
-    file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="the run file")],
+    file: RunFile,
     peers: Annotated[
         int | None, typer.Option(min=1, help="how many; default: as the run file says")
     ] = None,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", help="override a key: --set rounds=50", metavar="K=V"),
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="run folder; default: a new one below runs/")
-    ] = None,
+    set_: Override = None,
+    out: Out = None,
     build: Annotated[
         bool, typer.Option("--build", help="build the image anew, even if it is there")
     ] = False,
@@ -39,9 +35,7 @@ def up(
             metavar="compose.yml",
         ),
     ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", help="no live view, only the final lines")
-    ] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Run all peers in containers of this machine, by docker compose."""
     from p2p_dml import config

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
 from p2p_dml.config import RunConfig
@@ -27,20 +27,20 @@ def find(
     config: RunConfig,
     me: PeerId,
     endpoint: str,
-    digest: bytes,
+    digest: Callable[[], bytes],
     own: Keys | None,
     while_running: ExitStack,
 ) -> Mapping[PeerId, str]:
     """Everybody's address, of the run file or its directory, which is told that of peer `me`.
 
-    A peer that is relayed is so as long as `while_running`. Raises ConfigError if addresses are
-    missing, StartupError if the directory or a peer is.
+    `digest`: that of the run. A peer that is relayed is so as long as `while_running`. Raises
+    ConfigError if addresses are missing, StartupError if the directory or a peer is.
     """
     transport = config.transport
     if not transport.directory:
         return addresses(config)
     place = transport.reached_at or reachable_at(endpoint, transport.directory)
-    hello = Header(Kind.HELLO, digest, me, 0, Tag(0), note=place)
+    hello = Header(Kind.HELLO, digest(), me, 0, Tag(0), note=place)
     answer = ask(transport.directory, hello, config.peers, own, transport.startup_s)
     if answer.ticket:
         relayed = Relayed(transport.directory, answer.ticket, endpoint)

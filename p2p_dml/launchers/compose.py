@@ -28,11 +28,11 @@ from p2p_dml.data.fetch import available
 from p2p_dml.errors import ConfigError
 from p2p_dml.files import write_whole
 from p2p_dml.launchers import compose_file, docker, folder
-from p2p_dml.launchers.compose_file import STOP_GRACE_S, Places
+from p2p_dml.launchers.compose_file import Places
 from p2p_dml.launchers.containers import LOOK_S, Containers
 from p2p_dml.launchers.docker import Engine
 from p2p_dml.launchers.local import Outcome
-from p2p_dml.launchers.process import on_stop_signals
+from p2p_dml.launchers.process import STOP_GRACE_S, on_stop_signals
 from p2p_dml.launchers.scratch import temporary_folder
 from p2p_dml.launchers.single import check_transport
 
@@ -233,7 +233,7 @@ def _attend(crew: Containers, update: Callable[[], None]) -> None:
 def _taken_down(words: tuple[str, ...], project: str, run: Path, scratch: Path) -> Iterator[None]:
     """Take all containers down at the end; also if this process is killed before that."""
     log = (run / "logs" / "compose.log").resolve()
-    down = (*words, "down", "--timeout", str(STOP_GRACE_S), "--remove-orphans")
+    down = (*words, "down", "--timeout", f"{STOP_GRACE_S:.0f}", "--remove-orphans")
     undertaker = subprocess.Popen(
         ("sh", "-c", _TAKE_DOWN, "sh", project, str(log), str(scratch), *down),
         stdin=subprocess.PIPE,

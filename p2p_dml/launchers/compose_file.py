@@ -8,14 +8,15 @@ data sets, the keys of their own peer, and the folders that the run file takes s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from p2p_dml.config import RunConfig
+from p2p_dml.config import RunConfig, map_link_files
 from p2p_dml.keys import PUBLIC, secret_file
-from p2p_dml.plugins import is_object_path
+from p2p_dml.launchers.process import STOP_GRACE_S, THREAD_VARIABLES
+from p2p_dml.plugins import modules_named
 from p2p_dml.types import PeerId
 
 RUN, DATA, KEYS = "/p2p/run", "/p2p/data", "/p2p/keys"
@@ -24,11 +25,7 @@ RUN, DATA, KEYS = "/p2p/run", "/p2p/data", "/p2p/keys"
 PORT = 5800
 """Where every peer listens, in its own container."""
 
-STOP_GRACE_S = 60
-"""How long a peer may take to finish its round and save when it is told to stop."""
-
 _MEGABYTE = 10**6
-_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @final
@@ -89,31 +86,24 @@ def limits(config: RunConfig, peer: PeerId) -> Limits:
 
 def modules(config: RunConfig) -> list[Path]:
     """Where a run's own modules are looked for; none if it names none."""
-    tables = (config.strategy, config.data, config.model, config.train)
-    names = (str(table.get(key, "")) for table in tables for key in ("name", "function"))
-    return _resolved([Path.cwd(), config.folder] if any(map(is_object_path, names)) else [])
+    return _resolved([Path.cwd(), config.folder] if modules_named(config.model_dump()) else [])
 
 
 def topologies(config: RunConfig) -> list[Path]:
     """The folders of the files that a run takes link schedules from."""
-    files = sorted(set(_files([config.links, config.network.up])))
-    return _resolved((config.folder / name).parent for name in files)
+    files: list[str] = []
+
+    def note(file: str) -> str:
+        files.append(file)
+        return file
+
+    map_link_files(config.model_dump(exclude_none=True), note)
+    return _resolved((config.folder / name).parent for name in sorted(files))
 
 
 def _resolved(folders: Iterable[Path]) -> list[Path]:
     """Each folder once, in their order."""
     return list(dict.fromkeys(folder.resolve() for folder in folders))
-
-
-def _files(table: object) -> Iterator[str]:
-    """The `file` entries of link schedules, of inner ones too."""
-    if isinstance(table, Mapping):
-        if isinstance(table.get("file"), str):
-            yield table["file"]
-        table = list(table.values())
-    if isinstance(table, list):
-        for entry in table:
-            yield from _files(entry)
 
 
 def document(config: RunConfig, image: str, user: str, places: Places) -> str:
@@ -138,7 +128,7 @@ def _container(
     config: RunConfig, me: PeerId, image: str, user: str, places: Places
 ) -> dict[str, Any]:
     hosts = " ".join(service(peer) for peer in range(config.peers))
-    environment = dict.fromkeys(_THREADS, str(config.threads)) | {"AWAIT_HOSTS": hosts}
+    environment = dict.fromkeys(THREAD_VARIABLES, str(config.threads)) | {"AWAIT_HOSTS": hosts}
     container = {
         "image": image,
         "hostname": service(me),
@@ -147,7 +137,7 @@ def _container(
         "volumes": _volumes(me, places),
         "user": user,
         "init": True,  # so that a signal ends a peer that does not listen to any yet
-        "stop_grace_period": f"{STOP_GRACE_S}s",
+        "stop_grace_period": f"{STOP_GRACE_S:.0f}s",
         "restart": "no",
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges:true"],

@@ -12,8 +12,9 @@ from p2p_dml.config import RunConfig
 from p2p_dml.errors import ExitCode, StartupError
 from p2p_dml.events import EventLog, Finished, event_file, read_events
 from p2p_dml.launchers import docker
-from p2p_dml.launchers.compose_file import STOP_GRACE_S, limits, service
+from p2p_dml.launchers.compose_file import limits, service
 from p2p_dml.launchers.docker import Container
+from p2p_dml.launchers.process import STOP_GRACE_S
 from p2p_dml.types import PeerId
 
 LOOK_S = 1.0

@@ -18,12 +18,10 @@ from typing import Any, final
 
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ExitCode
+from p2p_dml.launchers.process import STOP_GRACE_S, THREAD_VARIABLES
 from p2p_dml.launchers.rendezvous import Desk
 from p2p_dml.launchers.single import Assignment
 from p2p_dml.types import PeerId
-
-STOP_GRACE_S = 60.0
-"""How long peers may take to finish their last round after a first Ctrl-C."""
 
 
 class Aborted(Exception):
@@ -127,12 +125,11 @@ class Crew:
 @contextmanager
 def hired(threads: int) -> Iterator[Crew]:
     """Start the nursery (its imports run beside ours); gone with all its children at the end."""
-    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
     process = subprocess.Popen(
         [sys.executable, "-m", "p2p_dml.launchers.nursery"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=os.environ | dict.fromkeys(names, str(threads)),
+        env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)),
         start_new_session=True,
     )
     crew = Crew(process)

@@ -18,6 +18,7 @@ from typing import Any, Literal, final
 import p2p_dml
 from p2p_dml import __version__
 from p2p_dml.errors import ConfigError, StartupError
+from p2p_dml.launchers.sources import package_files
 
 IMAGE = f"p2p-dml:{__version__}"
 """What the image of this version is called."""
@@ -111,12 +112,9 @@ def _find_compose() -> tuple[str, ...]:
 
 def source_digest() -> str:
     """A hash of this package's files, to tell whether an image was built from them."""
-    root = Path(p2p_dml.__file__).parent
     whole = hashlib.sha256()
-    for path in sorted(root.rglob("*")):
-        if path.suffix in (".py", ".c", ".h", ".html"):
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-            whole.update(f"{path.relative_to(root)} {content}\n".encode())
+    for name, content in package_files((".py", ".c", ".h", ".html")):
+        whole.update(f"{name} {hashlib.sha256(content).hexdigest()}\n".encode())
     return whole.hexdigest()
 
 

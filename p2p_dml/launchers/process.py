@@ -21,6 +21,12 @@ from p2p_dml.errors import ExitCode
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 PR_SET_PDEATHSIG = 1  # prctl.h
 
+STOP_GRACE_S = 60.0
+"""How long peers may take to finish their round and save when they are told to stop."""
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""What libraries read at their start: how many threads each process takes."""
+
 
 def fork(act: Callable[[], int], log: Path, *, own_group: bool = False) -> int:
     """Fork a process that runs `act` and ends with the code it returns; returns its id.

@@ -186,8 +186,9 @@ def _meet_and_run(parts: Blueprint, learner: AnyLearner, me: PeerId, out: Path) 
     with ExitStack() as while_running:
 
         def introduce(endpoint: str) -> Mapping[PeerId, str]:
-            digest = parts.digest(learner.module)
-            book = find(config, me, endpoint, digest, keys, while_running)
+            book = find(
+                config, me, endpoint, lambda: parts.digest(learner.module), keys, while_running
+            )
             if not (out / "run.json").exists():  # only now: a peer that cannot bind leaves nothing
                 folder.create(out, parts, learner.module, "peer", started)
             return book

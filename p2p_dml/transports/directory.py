@@ -23,7 +23,7 @@ from p2p_dml import wire
 from p2p_dml.errors import StartupError, WireError
 from p2p_dml.keys import Keys
 from p2p_dml.transports import _curve
-from p2p_dml.transports._addresses import is_ipv6, is_wildcard, resolve
+from p2p_dml.transports._addresses import host_and_port, is_ipv6, is_wildcard, resolve
 from p2p_dml.transports._incoming import Incoming, decode
 from p2p_dml.transports._sockets import Frames, Limits, receive, router
 from p2p_dml.types import PeerId, Tag
@@ -193,6 +193,7 @@ class _Inquiry:
 
     def _read(self, frames: Frames) -> None:
         try:
+            # A ROUTER, for which `decode` is, would have a contact in front.
             header, payload = decode([frames[0], *frames], _LIMITS.max_message_bytes)
         except WireError as error:
             raise StartupError(
@@ -227,11 +228,11 @@ def reachable_at(endpoint: str, directory: str) -> str:
     """
     if not is_wildcard(endpoint):
         return endpoint
-    host, _, port = resolve(directory).removeprefix("tcp://").rpartition(":")
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    place = resolve(directory)
+    family = socket.AF_INET6 if is_ipv6(place) else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:  # no packet is sent
-            probe.connect((host.strip("[]"), int(port)))
+            probe.connect(host_and_port(place))
             own = probe.getsockname()[0]
     except OSError as error:
         raise StartupError(f"no way to the directory at {directory}: {error.strerror}") from error

@@ -41,7 +41,7 @@ def test_where_a_peer_listens_and_what_says_whether_to_encrypt(
 
 def test_fixed_addresses_need_no_directory() -> None:
     with ExitStack() as stack:
-        assert find(run(addresses=GIVEN), 1, GIVEN[1], b"", None, stack) == dict(enumerate(GIVEN))
+        assert find(run(addresses=GIVEN), 1, GIVEN[1], bytes, None, stack) == dict(enumerate(GIVEN))
 
 
 @pytest.mark.parametrize("given", [GIVEN[:1], [GIVEN[0], GIVEN[0]], [*GIVEN, "tcp://h:1"]])

@@ -12,7 +12,7 @@ import pytest
 from p2p_dml import config
 from p2p_dml.errors import ExitCode, StartupError
 from p2p_dml.events import Event, EventLog, Finished, Joined, RoundDone, event_file, read_events
-from p2p_dml.launchers import compose_file, containers, docker
+from p2p_dml.launchers import containers, docker, process
 from p2p_dml.launchers.containers import Containers, fate
 from p2p_dml.launchers.docker import Container
 
@@ -172,7 +172,7 @@ def test_who_does_not_stop_in_time_is_killed(engine: _Engine, begun: Path) -> No
     crew = engine.crew(begun)
     crew.stop()
     crew.look()
-    engine.now = compose_file.STOP_GRACE_S + 1.0
+    engine.now = process.STOP_GRACE_S + 1.0
     crew.look()
     assert engine.told[1:] == [("kill", "0", "1", "2")]
 

@@ -6,17 +6,16 @@ import ast
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import tomli_w
 
-from p2p_dml.config import RunConfig
+from p2p_dml.config import RunConfig, map_files, map_link_files
 from p2p_dml.errors import ConfigError
-from p2p_dml.plugins import is_object_path
+from p2p_dml.plugins import modules_named
 from p2p_dml.tables import read_toml
 
 RUN_FILE = "run.toml"
-_PLUGIN_TABLES = ("strategy", "data", "model", "partition", "train")
 _PUBLIC = 0o600
 
 
@@ -36,39 +35,20 @@ def bundle(config: RunConfig) -> Bundle:
     """
     files: dict[str, bytes] = {}
     tables = config.model_dump(exclude_none=True)
-    for key in ("links", "network"):
-        if key in tables:
-            tables[key] = _taken_along(tables[key], config.folder, files)
-    modules = set(_modules_named(tables))
+    map_link_files(tables, lambda file: _take_file(config.folder / file, files))
     elsewhere = []
-    for name in sorted(modules):
+    for name in modules_named(tables):
         if not _take_module(name, (Path.cwd(), config.folder), files):
             elsewhere.append(name)
     files[RUN_FILE] = tomli_w.dumps(tables).encode()
     return Bundle(files=files, elsewhere=tuple(elsewhere))
 
 
-def _taken_along(table: Any, folder: Path, files: dict[str, bytes]) -> Any:
-    """`table` with the `file` entries of it and of nested ones renamed; `files` gets the contents.
-
-    A topology file may name files itself, which start at its own folder.
-    """
-    if isinstance(table, list):
-        return [_taken_along(entry, folder, files) for entry in table]
-    if not isinstance(table, Mapping):
-        return table
-    return {
-        key: _take_file(folder / value, files)
-        if key == "file" and isinstance(value, str)
-        else _taken_along(value, folder, files)
-        for key, value in table.items()
-    }
-
-
 def _take_file(path: Path, files: dict[str, bytes]) -> str:
-    """Add a file to `files`; the name it has there."""
+    """Add a file to `files`, and those that a topology file names; the name it has there."""
     if path.suffix == ".toml":
-        tables = _taken_along(read_toml(path, "topology file"), path.parent, files)
+        inner = read_toml(path, "topology file")
+        tables = map_files(inner, lambda file: _take_file(path.parent / file, files))
         content = tomli_w.dumps(tables).encode()
     else:
         try:
@@ -81,16 +61,6 @@ def _take_file(path: Path, files: dict[str, bytes]) -> str:
         name = f"{path.stem}-{number}{path.suffix}"
     files[name] = content
     return name
-
-
-def _modules_named(tables: Mapping[str, Any]) -> Iterator[str]:
-    """Modules of "package.module:name" choices."""
-    for key in _PLUGIN_TABLES:
-        table = tables[key]
-        for entry in ("name", "function", "evaluate"):
-            value = table.get(entry)
-            if isinstance(value, str) and is_object_path(value):
-                yield value.partition(":")[0]
 
 
 def _take_module(name: str, folders: Sequence[Path], files: dict[str, bytes]) -> bool:

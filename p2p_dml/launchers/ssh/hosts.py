@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from p2p_dml.errors import ConfigError
 from p2p_dml.launchers.keyring import is_here
-from p2p_dml.tables import nearest, read_toml
+from p2p_dml.tables import explain, read_toml
 from p2p_dml.types import PeerId
 
 
@@ -47,6 +47,9 @@ class HostsFile(_Section):
         None, description="folder of wheels for hosts without internet; they are copied there"
     )
     lost_s: float = Field(60.0, ge=5, description="a host that is silent for so long is lost")
+
+
+_SECTIONS: Mapping[str, type[BaseModel]] = {"": HostsFile, "hosts": HostEntry}
 
 
 @final
@@ -135,7 +138,7 @@ def read(path: Path) -> Cluster:
     try:
         file = HostsFile.model_validate(tables)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(e, path) for e in error.errors())) from error
+        raise ConfigError(explain(error, str(path), _SECTIONS)) from error
     hosts, first = [], 0
     for index, entry in enumerate(file.hosts):
         hosts.append(Host(index=index, entry=entry, peers=range(first, first + entry.peers)))
@@ -144,8 +147,8 @@ def read(path: Path) -> Cluster:
     wheels = path.parent / Path(file.wheels).expanduser() if file.wheels else None
     if wheels is not None and not any(wheels.glob("*.whl")):
         raise ConfigError(
-            f"{path}: wheels: {wheels} is no folder with wheels; fill it with: "
-            f"pip download --only-binary :all: --dest {wheels} p2p-dml"
+            f"{path}: wheels: {wheels} is no folder with wheels; fill it by `pip download`, as "
+            "docs/clusters.md says"
         )
     return Cluster(path=path, hosts=tuple(hosts), wheels=wheels, lost_s=file.lost_s)
 
@@ -180,16 +183,3 @@ def _check_distinct(hosts: Sequence[Host], path: Path) -> None:
                 f"{path}: hosts.{host.index}.base_port: {host.entry.base_port} leaves no room for "
                 f"{len(host.peers)} peers below 65536"
             )
-
-
-def _explain(error: Any, path: Path) -> str:
-    """One pydantic error as: file, place, what was expected, what was found."""
-    where = ".".join(map(str, error["loc"]))
-    if error["type"] == "extra_forbidden":
-        section = HostEntry if len(error["loc"]) > 1 else HostsFile
-        keys = list(section.model_fields)
-        return f"{path}: {where}: unknown key; {nearest(str(error['loc'][-1]), keys)}"
-    if error["type"] == "missing":
-        return f"{path}: {where}: missing; this key has no default"
-    found = error["input"]
-    return f"{path}: {where}: {error['msg'].lower()}; found {type(found).__name__} {found!r}"

@@ -11,14 +11,12 @@ import base64
 import hashlib
 import io
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import final
 
-import p2p_dml
 from p2p_dml.errors import ConfigError
+from p2p_dml.launchers.sources import package_files
 
 _DISTRIBUTION = "p2p-dml"
 _SUFFIXES = frozenset({".py", ".typed", ".html", ".c", ".h", ".so"})
@@ -54,7 +52,7 @@ def build() -> Wheel:
     stem = f"p2p_dml-{found.version}"
     about = found.read_text("METADATA") or found.read_text("PKG-INFO") or ""
     entries = found.read_text("entry_points.txt") or ""
-    files = dict(_package_files())
+    files = {f"p2p_dml/{name}": content for name, content in package_files(_SUFFIXES)}
     files[f"{stem}.dist-info/METADATA"] = about.encode()
     files[f"{stem}.dist-info/WHEEL"] = _WHEEL.encode()
     files[f"{stem}.dist-info/entry_points.txt"] = entries.encode()
@@ -71,13 +69,6 @@ def build() -> Wheel:
 
 def _digest(content: bytes) -> str:
     return hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
-def _package_files() -> Iterator[tuple[str, bytes]]:
-    root = Path(p2p_dml.__file__).parent
-    for path in sorted(root.rglob("*")):
-        if path.suffix in _SUFFIXES and path.is_file():
-            yield f"p2p_dml/{path.relative_to(root).as_posix()}", path.read_bytes()
 
 
 def _record(files: dict[str, bytes], stem: str) -> str:
