@@ -10,7 +10,7 @@ from rich.console import Console
 
 from p2p_dml.console import Watch, complain, finish, sayer
 from p2p_dml.errors import ExitCode
-from p2p_dml.options import Out, Override, Quiet, RunFile
+from p2p_dml.options import Out, Override, Quiet, Resume, RunFileOrNone, settings_of
 
 app = typer.Typer()
 
@@ -20,21 +20,22 @@ HostsFile = Annotated[Path, typer.Argument(metavar="HOSTS.toml", help="the hosts
 @app.command()
 def launch(
     hosts: HostsFile,
-    file: RunFile,
+    file: RunFileOrNone = None,
+    resume: Resume = None,
     set_: Override = None,
     out: Out = None,
     quiet: Quiet = False,
 ) -> None:
     """Run all peers on several hosts: check them, install, start, collect, clean up."""
-    from p2p_dml import config
     from p2p_dml.launchers.ssh import hosts as hosts_files
     from p2p_dml.launchers.ssh import launch as launcher
 
     console = Console()
-    cluster, settings = hosts_files.read(hosts), config.load(file, set_ or [])
+    cluster = hosts_files.read(hosts)
+    settings, past = settings_of(file, resume, set_ or [], out, "launch")
     with Watch(settings, console, quiet) as watch:
         voice = launcher.Voice(say=sayer(console, quiet), watch=watch.begin)
-        outcome = launcher.launch(cluster, settings, out, voice)
+        outcome = launcher.launch(cluster, settings, out, voice, past)
     finish(outcome.folder, outcome.verdict, console)
     raise typer.Exit(outcome.exit_code)
 

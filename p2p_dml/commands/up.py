@@ -39,17 +39,17 @@ def up(
 ) -> None:
     """Run all peers in containers of this machine, by docker compose."""
     from p2p_dml import config
-    from p2p_dml.launchers import compose
+    from p2p_dml.launchers.containers import up as containers
 
     overrides = [*(set_ or []), *([f"peers={peers}"] if peers else [])]
     settings, console = config.load(file, overrides), Console()
     if write is not None:
-        folder = compose.write(settings, out, write, image)
+        folder = containers.write(settings, out, write, image)
         console.print(f"start it:  docker compose -f {write} up", soft_wrap=True, markup=False)
         console.print(f"report:    p2p-dml report {folder}", soft_wrap=True, markup=False)
         return
     with Watch(settings, console, quiet) as watch:
-        outcome = compose.run(
+        outcome = containers.run(
             settings, out, watch.begin, sayer(console, quiet), image=image, build=build
         )
     finish(outcome.folder, outcome.verdict, console)

@@ -23,10 +23,13 @@ from typing import Any, final
 
 import pytest
 import tomli_w
+import torch
 
-from p2p_dml.checkpoint import saved_rounds
+from p2p_dml import config
+from p2p_dml.checkpoint import checkpoint_file, load, saved_rounds
 from p2p_dml.events import event_file
-from p2p_dml.launchers import docker
+from p2p_dml.launchers import simulated
+from p2p_dml.launchers.containers import docker
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
@@ -54,6 +57,7 @@ _CONTEXT = (
     "setup.cfg", "setup.py", ".dockerignore",
 )  # fmt: skip
 _ENGINE_S = 30.0
+_BRIDGE = Path("/sys/class/net/docker0")  # which a dockerd makes at its start, and leaves behind
 
 
 def _docker(*words: str) -> str:
@@ -87,20 +91,20 @@ def _engine(folder: Path) -> Iterator[dict[str, str]]:
     if _is_running():
         yield {}
         return
-    socket = f"unix://{folder}/docker.sock"
+    address, had_bridge = f"unix://{folder}/docker.sock", _BRIDGE.exists()
     places = [f"--{name}={folder}/{name}" for name in ("data-root", "exec-root", "pidfile")]
     with (folder / "dockerd.log").open("wb") as log:
         process = subprocess.Popen(
-            (str(_dockerd()), "--host", socket, *places), stdout=log, stderr=log
+            (str(_dockerd()), "--host", address, *places), stdout=log, stderr=log
         )
     before = os.environ.get("DOCKER_HOST")
-    os.environ["DOCKER_HOST"] = socket
+    os.environ["DOCKER_HOST"] = address
     try:
         deadline = time.monotonic() + _ENGINE_S
         while not _is_running():
             assert process.poll() is None and time.monotonic() < deadline, "dockerd does not start"
             time.sleep(0.1)
-        yield {"DOCKER_HOST": socket}
+        yield {"DOCKER_HOST": address}
     finally:
         if before is None:
             del os.environ["DOCKER_HOST"]
@@ -108,6 +112,8 @@ def _engine(folder: Path) -> Iterator[dict[str, str]]:
             os.environ["DOCKER_HOST"] = before
         process.send_signal(signal.SIGTERM)
         process.wait()
+        if not had_bridge:
+            subprocess.run(("ip", "link", "del", _BRIDGE.name), capture_output=True, check=False)
 
 
 @contextmanager
@@ -273,6 +279,27 @@ def test_ctrl_c_lets_all_save(up: Callable[..., Up]) -> None:
     assert run.end() == 5
     assert run.summary["peers_stopped"] == 8
     assert all(saved_rounds(run.run, peer) for peer in range(8))
+
+
+def test_an_emulated_network_is_the_simulators_bit_for_bit(
+    up: Callable[..., Up], tmp_path: Path
+) -> None:
+    """A third of all messages is lost, the same ones in containers as in one process."""
+    rounds, peers = 6, 4
+    plain = {"strategy": "dpsgd", "stragglers": {}, "network": {"loss": 0.3}}
+    run = up(**plain, peers=peers, rounds=rounds)
+    assert run.end() == 0, run.said
+    settings = config.load(tmp_path / "run.toml")
+    simulated.simulate(settings, tmp_path / "simulated", lambda *_: _nothing, batched=False)
+    for peer in range(peers):
+        file = checkpoint_file(peer, rounds)
+        ours, expected = load(run.run / file).tensors, load(tmp_path / "simulated" / file).tensors
+        assert all(torch.equal(ours[name], x) for name, x in expected.items())
+    assert run.summary["missing_messages"] > 0
+
+
+def _nothing() -> None:
+    """What is done after each round."""
 
 
 def test_nothing_outlives_its_launcher(up: Callable[..., Up]) -> None:

@@ -21,22 +21,45 @@ _OF_A_HOST = "logs/supervisor.log"
 
 @final
 class Arrivals:
-    """Writes what hosts send to where it belongs, and nowhere else."""
+    """Writes what hosts send to where it belongs, and nowhere else.
+
+    Events and logs that are there already, of a run that goes on, are kept: what comes is appended.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._kept = {
+            str(file.relative_to(path)): _end_line(file)
+            for pattern in ("events/*", "logs/*")
+            for file in path.glob(pattern)
+        }
 
     def take(self, host: Host, head: Mapping[str, Any], body: bytes) -> None:
-        """Write a piece of a file of `host`.
+        """Write a piece of a file of `host`; a checkpoint has its name once it is whole.
 
         Raises HostError for a file that is not the host's to write, StorageError if it cannot be.
         """
-        path = self._path / _place(host, head["file"])
+        place = _place(host, head["file"])
+        path = self._path / place
+        is_growing = path.suffix != ".safetensors"
+        nascent = path if is_growing else path.with_suffix(".part")
         with folder.storage(self._path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as file:
-                file.seek(head["offset"])
+            with os.fdopen(os.open(nascent, os.O_WRONLY | os.O_CREAT, 0o644), "wb") as file:
+                file.seek(self._kept.get(place, 0) + head["offset"])
                 file.write(body)
+            if not is_growing and head["offset"] + len(body) >= head["size"]:
+                os.replace(nascent, path)
+
+
+def _end_line(file: Path) -> int:
+    """The size of a file, whose last line is ended if a launcher was killed within it."""
+    with file.open("r+b") as lines:
+        size = lines.seek(0, os.SEEK_END)
+        lines.seek(max(0, size - 1))
+        if lines.read(1) not in (b"", b"\n"):
+            lines.write(b"\n")
+        return lines.tell()
 
 
 def _place(host: Host, name: object) -> str:

@@ -17,19 +17,21 @@ from typing import final
 
 from p2p_dml import keys
 from p2p_dml.assemble import blueprint
-from p2p_dml.checks import check_needs
-from p2p_dml.config import RunConfig
+from p2p_dml.checkpoint import checkpoint_file
+from p2p_dml.checks import check_everybody_begins, check_needs
+from p2p_dml.config import RunConfig, TransportConfig
 from p2p_dml.errors import StartupError
 from p2p_dml.launchers import folder
 from p2p_dml.launchers.keyring import is_encrypted
 from p2p_dml.launchers.local import Outcome
 from p2p_dml.launchers.process import on_stop_signals
+from p2p_dml.launchers.resuming import Past, starts
 from p2p_dml.launchers.single import check_transport
 from p2p_dml.launchers.ssh import preflight
 from p2p_dml.launchers.ssh.bundle import Bundle, bundle
 from p2p_dml.launchers.ssh.channel import Request, Switchboard, Talk
 from p2p_dml.launchers.ssh.hosts import Cluster, Host, check_peers
-from p2p_dml.launchers.ssh.run import Installed, Run, all_of
+from p2p_dml.launchers.ssh.run import Again, Installed, Run, all_of
 from p2p_dml.launchers.ssh.wheel import Wheel, build
 
 _SECRET = 0o600
@@ -45,39 +47,54 @@ class Voice:
     watch: Callable[[Path, float], Callable[[], None]]
 
 
-def launch(cluster: Cluster, config: RunConfig, out: Path | None, voice: Voice) -> Outcome:
+def launch(
+    cluster: Cluster, config: RunConfig, out: Path | None, voice: Voice, past: Past | None = None
+) -> Outcome:
     """Run `config` on the hosts of `cluster` to its end, and collect what it leaves.
 
-    The first SIGINT or SIGTERM while peers run lets each finish its round and save; the second
-    kills them. Raises ConfigError before anything is started, StartupError naming the hosts that
-    cannot take part, StorageError if the run folder cannot be written.
+    `past`: the run to go on with, in its folder; `config` is its own then, and hosts are brought
+    their peers' checkpoints. The first SIGINT or SIGTERM while peers run lets them finish a round,
+    the same for all, and save; the second kills them. Raises ConfigError before anything is
+    started, StartupError naming the hosts that cannot take part, StorageError if the run folder
+    cannot be written.
     """
     check_transport(config)
+    check_everybody_begins(config, "p2p-dml launch")
     check_peers(cluster, config.peers)
-    check_needs(blueprint(config))
-    path = folder.choose(out, config)
+    parts = blueprint(config)
+    check_needs(parts)
+    path = past.path if past else folder.choose(out, config)
     wheel, luggage = build(), bundle(_on_hosts(config, cluster))
     with ExitStack() as stack:
+        if past:
+            stack.enter_context(folder.claimed(path))
+        again = _again(past, parts.pace.waits, voice.say) if past else None
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2p-")))
-        secrets = _keys(config, cluster, scratch)
+        names_keys = _names_keys(config, is_again=again is not None)
+        secrets = _keys(config, cluster, scratch, names_keys=names_keys)
         board = stack.enter_context(closing(Switchboard(cluster.hosts, cluster.lost_s)))
-        found = preflight.check(board, cluster, preflight.need_of(config, wheel), 0)
-        for host, remark in found.remarks:
-            voice.say(f"{host.name}: {remark}")
-        if found.problems:
-            raise StartupError(found.words)
-        voice.say(f"checked: {len(cluster.hosts)} hosts for {config.peers} peers")
+        _check(board, cluster, preflight.need_of(config, wheel), voice.say)
         installed = _installed(board, cluster, wheel, voice.say)
-        all_of(board, {host: _copy(host, luggage, secrets) for host in cluster.hosts})
+        all_of(board, {host: _copy(host, luggage, secrets, again) for host in cluster.hosts})
         _say_copied(luggage, bool(secrets), voice.say)
-        run = Run(board, cluster, config, path, voice.say)
+        waits = parts.pace.waits
+        run = Run(board, cluster, config, path, voice.say, waits=waits, again=again)
         started = time.time()
         run.start(installed, started)
-        stack.enter_context(folder.held(path))
+        if again:
+            after = sorted(set(again.rounds.values()))
+            voice.say(f"resumed after round {after[0]} of {config.rounds}")
+        else:
+            stack.enter_context(folder.held(path))
         update = voice.watch(path, started)
         with on_stop_signals(run.stop, each=True):
             run.follow(update)
         return run.outcome()
+
+
+def _again(past: Past, waits: bool, say: Callable[[str], None]) -> Again:
+    """Where all peers go on; ConfigError if they cannot."""
+    return Again(past=past, rounds=starts(past, waits, say))
 
 
 def _on_hosts(config: RunConfig, cluster: Cluster) -> RunConfig:
@@ -87,20 +104,38 @@ def _on_hosts(config: RunConfig, cluster: Cluster) -> RunConfig:
     return config.model_copy(update={"transport": config.transport.model_copy(update=changes)})
 
 
-def _keys(config: RunConfig, cluster: Cluster, scratch: Path) -> Path | None:
-    """The folder with all keys: that of the run file, or a new one for this run; None: none.
+def _names_keys(config: RunConfig, *, is_again: bool) -> bool:
+    """Whether the run file says which keys to use; that of a run folder always has the key."""
+    is_default = config.transport.keys == TransportConfig.model_fields["keys"].default
+    return "keys" in config.transport.model_fields_set and not (is_again and is_default)
+
+
+def _keys(config: RunConfig, cluster: Cluster, scratch: Path, *, names_keys: bool) -> Path | None:
+    """The folder with all keys: that which the run file names, or a new one; None: none.
 
     Raises ConfigError if the run file names keys that cannot be used.
     """
     if not is_encrypted(config, cluster.listen):
         return None
-    if "keys" in config.transport.model_fields_set:
+    if names_keys:
         named = config.folder / config.transport.keys
         for peer in range(config.peers):
             keys.read(named, peer, config.peers)
         return named
     keys.create(scratch / _KEYS, config.peers)
     return scratch / _KEYS
+
+
+def _check(
+    board: Switchboard, cluster: Cluster, need: preflight.Need, say: Callable[[str], None]
+) -> None:
+    """Raise StartupError that names every host which cannot take part, and why."""
+    found = preflight.check(board, cluster, need, 0)
+    for host, remark in found.remarks:
+        say(f"{host.name}: {remark}")
+    if found.problems:
+        raise StartupError(found.words)
+    say(f"checked: {len(cluster.hosts)} hosts for {cluster.num_peers} peers")
 
 
 # ---- the package ------------------------------------------------------------------------------
@@ -156,14 +191,21 @@ def _size(source: Path | bytes) -> int:
 # ---- files of the run -------------------------------------------------------------------------
 
 
-def _copy(host: Host, luggage: Bundle, secrets: Path | None) -> Talk[str]:
-    """Bring the run file and what it names, and the secret keys of this host's peers alone."""
+def _copy(host: Host, luggage: Bundle, secrets: Path | None, again: Again | None) -> Talk[str]:
+    """Bring the run file and what it names, secret keys and checkpoints of this host's peers alone.
+
+    The latter where the run goes on.
+    """
     files: list[tuple[Path | bytes, str, str, int]] = [
         (content, "home", name, 0o600) for name, content in luggage.files.items()
     ]
     if secrets is not None:
         names = [keys.PUBLIC, *map(keys.secret_file, host.peers)]
         files += [(secrets / name, "home", f"{_KEYS}/{name}", _SECRET) for name in names]
+    if again is not None:
+        names = [checkpoint_file(peer, again.rounds[peer]) for peer in host.peers]
+        places = [(again.past.path / name, name) for name in names]
+        files += [(path, "home", name, 0o600) for path, name in places if path.exists()]
     said = yield Request(head={"ask": "time"}, files=files)
     return str(said["time"])
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -14,7 +14,9 @@ from p2p_dml import config as run_files
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import StartupError
 from p2p_dml.launchers import folder
+from p2p_dml.launchers.last_round import agreed
 from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.resuming import LONGER, Past, changed, take_down
 from p2p_dml.launchers.ssh.arrivals import Arrivals
 from p2p_dml.launchers.ssh.channel import HostError, Request, Switchboard, Talk
 from p2p_dml.launchers.ssh.hosts import Cluster, Host
@@ -37,11 +39,34 @@ class Installed:
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Again:
+    """A run that goes on: what its folder says, and the round that each peer goes on after."""
+
+    past: Past
+    rounds: Mapping[PeerId, int]
+
+    @property
+    def order(self) -> Mapping[str, Any]:
+        """What a supervisor is told of it."""
+        stored = run_files.load(self.past.path / folder.SETTINGS, folder=self.past.config.folder)
+        return {
+            "starts": [self.rounds[peer] for peer in sorted(self.rounds)],
+            "digests": sorted(self.past.digests),
+            "before": {key: getattr(stored, key) for key in LONGER},
+        }
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Ready:
-    """What a supervisor has built: `facts` as in run.json, and a digest of the data."""
+    """What a supervisor has built: `facts` as in run.json, and a digest of the data.
+
+    `before`: of a run that goes on, its digest before it was made longer.
+    """
 
     facts: Mapping[str, Any]
     data: str | None
+    before: str | None = None
 
 
 @final
@@ -51,6 +76,7 @@ class _State:
 
     ready: _Ready | None = None
     has_gathered: bool = False
+    begun: Sequence[int] | None = None
     failure: str | None = None
     is_over: bool = False
 
@@ -87,7 +113,11 @@ class Run:
         config: RunConfig,
         path: Path,
         say: Callable[[str], None],
+        *,
+        waits: bool = True,
+        again: Again | None = None,
     ) -> None:
+        """`waits`: peers wait for each other in a round, so that they can all stop after one."""
         self._board = board
         self._cluster = cluster
         self._config = config
@@ -98,6 +128,9 @@ class Run:
         self._codes: dict[PeerId, int] = {}
         self._errors: dict[PeerId, str] = {}
         self._num_stops = 0
+        self._waits = waits
+        self._is_asking = False
+        self._again = again
         board.on_frame = self._take
 
     # ---- coming together ------------------------------------------------------------------
@@ -126,6 +159,7 @@ class Run:
 
     def _start(self, host: Host, there: Installed, started: float) -> Talk[bool]:
         order = {"peers": list(host.peers), "listen": self._cluster.listen, "started": started}
+        order["past"] = self._again.order if self._again else None
         env = {"PYTHONPATH": there.path}
         if host.entry.data:
             env["P2P_DML_DATA"] = host.entry.data
@@ -149,6 +183,8 @@ class Run:
         _same("data", {host: each.data for host, each in ready.items()}, first)
         digests = {host: each.facts["digest"] for host, each in ready.items()}
         _same("run (a module or package of yours)", digests, first)
+        if self._again and ready[first].before not in self._again.past.digests:
+            raise changed(self._again.past)
         return ready[first].facts
 
     def _make_folder(self, facts: Mapping[str, Any], started: float) -> None:
@@ -156,13 +192,18 @@ class Run:
         hosts = [{"ssh": each.name, "peers": list(each.peers)} for each in self._cluster.hosts]
         ours = {"folder": str(self._config.folder.resolve()), "hosts": hosts, "started": started}
         ours |= {"host": os.uname().nodename, "command": folder.command()}
+        if self._again:
+            past = self._again.past
+            past = replace(past, facts={**past.facts, "hosts": hosts})
+            take_down(past, self._config, facts["digest"], self._again.rounds, started)
+            return
         with folder.storage(self._path):
             for name in ("events", "logs"):
                 (self._path / name).mkdir(parents=True, exist_ok=True)
             run_files.dump(self._config, self._path / folder.SETTINGS)
             folder.write_facts(self._path, {**facts, **ours})
 
-    def _tell(self, order: Mapping[str, str]) -> None:
+    def _tell(self, order: Mapping[str, object]) -> None:
         for connection in self._board.standing.values():
             connection.tell({"tell": order})
 
@@ -184,6 +225,8 @@ class Run:
             state.ready = _Ready(**said["ready"])
         elif "gathered" in said:
             state.has_gathered = True
+        elif "begun" in said:
+            state.begun = said["begun"]
         elif "ended" in said:
             self._end(host, {said["ended"]: said["code"]}, {})
         elif "over" in said:
@@ -207,8 +250,27 @@ class Run:
     # ---- to the end -----------------------------------------------------------------------
 
     def stop(self) -> None:
-        """First call: let peers finish their round and save. Second: kill them."""
+        """First call: let peers finish a round, the same for all, and save. Second: kill them."""
         self._num_stops += 1
+
+    def _stop(self, is_first: bool) -> None:
+        """Have all hosts stop; by asking first how far they are, if peers wait for each other."""
+        self._is_asking = is_first and self._waits
+        self._tell({"do": "call" if self._is_asking else "stop"})
+        if is_first:
+            self._say("stopping: peers finish their round and save; again: kills them")
+
+    def _end_together(self) -> None:
+        """When all hosts have said which rounds have begun there: name the last one."""
+        states = [self._states[host] for host in self._board.standing]
+        said = [state.begun for state in states if not state.is_over]
+        if None in said:
+            return
+        self._is_asking = False
+        begun = [round_ for each in said for round_ in each or ()]
+        done = min(self._again.rounds.values()) if self._again else 0
+        last = agreed(begun) if begun else None
+        self._tell({"do": "end", "round": last if last is not None and last > done else None})
 
     def follow(self, update: Callable[[], None]) -> None:
         """Wait for the ends of all peers on hosts that are not lost, then for their files."""
@@ -216,9 +278,9 @@ class Run:
         while any(not self._states[host].is_over for host in self._board.standing):
             if told < self._num_stops:
                 told += 1
-                self._tell({"do": "stop"})
-                if told == 1:
-                    self._say("stopping: each peer finishes its round and saves; again: kills them")
+                self._stop(told == 1)
+            if self._is_asking:
+                self._end_together()
             before = self._board.standing
             self._board.pump(_UPDATE_S)
             for host in before.keys() - self._board.standing.keys():

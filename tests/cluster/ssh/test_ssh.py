@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, final
 import pytest
 import tomli_w
 
+from p2p_dml.checkpoint import saved_rounds
 from p2p_dml.events import event_file, read_events
 
 if TYPE_CHECKING:
@@ -64,8 +65,14 @@ class Launch:
     def start(self, command: str, run: Mapping[str, Any]) -> None:
         """Start `launch` or `doctor`."""
         (self.folder / "run.toml").write_text(tomli_w.dumps(run), encoding="utf-8")
-        words = [sys.executable, "-m", "p2p_dml", command, "hosts.toml", "run.toml"]
-        words += ["--out", "out"] if command == "launch" else []
+        self._start(command, "hosts.toml", "run.toml", *(["--out", "out"] * (command == "launch")))
+
+    def resume(self, rounds: int) -> None:
+        """Start `launch --resume` to so many rounds."""
+        self._start("launch", "hosts.toml", "--resume", "out", "--set", f"rounds={rounds}")
+
+    def _start(self, *arguments: str) -> None:
+        words = [sys.executable, "-m", "p2p_dml", *arguments]
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 words,
@@ -231,14 +238,20 @@ def test_ctrl_c_before_the_first_round_ends_everything(
 
 
 @pytest.mark.usefixtures("no_files")
-def test_ctrl_c_in_the_run_lets_peers_finish_a_round_and_save(on: Launcher) -> None:
+def test_ctrl_c_in_the_run_lets_all_save_the_same_round_to_go_on_after(on: Launcher) -> None:
     launch = on(2)
     launch.start("launch", {**LONG, "peers": 4})
     launch.wait_for_round(3)
     launch.signal(signal.SIGINT)
     assert launch.end() == 5, launch.said
     assert launch.summary["peers_stopped"] == 4
-    assert len(list(launch.out.glob("checkpoints/*/*.safetensors"))) == 4
+    saved = [saved_rounds(launch.out, peer) for peer in range(4)]
+    (last,) = saved[0]
+    assert saved == [[last]] * 4
+    launch.resume(last + 2)
+    assert launch.end() == 0, launch.said
+    assert f"resumed after round {last} of {last + 2}" in launch.said
+    assert launch.summary["peers_finished"] == 4
 
 
 @pytest.mark.usefixtures("no_files")

@@ -13,8 +13,8 @@ from p2p_dml.launchers.ssh.hosts import Host, HostEntry
 HOST = Host(index=1, entry=HostEntry(ssh="b"), peers=range(2, 4))
 
 
-def _take(folder: Path, name: object, body: bytes, offset: int = 0) -> None:
-    Arrivals(folder).take(HOST, {"file": name, "offset": offset}, body)
+def _head(name: object, offset: int) -> dict[str, object]:
+    return {"file": name, "offset": offset, "size": 7}
 
 
 @pytest.mark.parametrize(
@@ -27,10 +27,32 @@ def _take(folder: Path, name: object, body: bytes, offset: int = 0) -> None:
     ],
 )
 def test_pieces_are_put_together(tmp_path: Path, name: str, place: str) -> None:
-    _take(tmp_path, name, b"one ")
-    _take(tmp_path, name, b"two", 4)
-    _take(tmp_path, name, b"two", 4)  # sent again
+    arrivals = Arrivals(tmp_path)
+    arrivals.take(HOST, _head(name, 0), b"one ")
+    arrivals.take(HOST, _head(name, 4), b"two")
     assert (tmp_path / place).read_bytes() == b"one two"
+
+
+def test_a_checkpoint_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
+    name, arrivals = "checkpoints/peer-003/round-000010.safetensors", Arrivals(tmp_path)
+    arrivals.take(HOST, _head(name, 0), b"one ")
+    assert not (tmp_path / name).exists()
+    arrivals.take(HOST, _head(name, 4), b"two")
+    assert [path.name for path in (tmp_path / name).parent.iterdir()] == [Path(name).name]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(b"", b"new"), (b"{}\n", b"{}\nnew"), (b"{}\n{to", b"{}\n{to\nnew"), (b"x", b"x\nnew")],
+)
+def test_events_of_before_are_kept_and_torn_lines_ended(
+    tmp_path: Path, before: bytes, after: bytes
+) -> None:
+    name = "events/peer-002.jsonl"
+    (tmp_path / "events").mkdir()
+    (tmp_path / name).write_bytes(before)
+    Arrivals(tmp_path).take(HOST, _head(name, 0), b"new")
+    assert (tmp_path / name).read_bytes() == after
 
 
 @pytest.mark.parametrize(
@@ -49,5 +71,5 @@ def test_pieces_are_put_together(tmp_path: Path, name: str, place: str) -> None:
 )
 def test_anything_else_is_refused(tmp_path: Path, name: object) -> None:
     with pytest.raises(HostError, match="not its own"):
-        _take(tmp_path / "run", name, b"x")
+        Arrivals(tmp_path / "run").take(HOST, _head(name, 0), b"x")
     assert not list(tmp_path.rglob("*"))

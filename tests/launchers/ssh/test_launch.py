@@ -16,6 +16,7 @@ import torch
 from p2p_dml import config
 from p2p_dml.checkpoint import checkpoint_file, load
 from p2p_dml.errors import ConfigError, StartupError
+from p2p_dml.events import event_file, read_events
 from p2p_dml.launchers import simulated
 from p2p_dml.launchers.ssh.launch import Voice, launch
 
@@ -74,7 +75,7 @@ def _write(hosts: Hosts, shared: str, mine: str = MINE) -> None:
 
 
 def _launch(hosts: Hosts, *options: str) -> subprocess.CompletedProcess[str]:
-    words = [sys.executable, "-m", "p2p_dml", "launch", "hosts.toml", "run.toml", *options]
+    words = [sys.executable, "-m", "p2p_dml", "launch", "hosts.toml", *options]
     return subprocess.run(words, cwd=hosts.folder, capture_output=True, text=True, timeout=110)
 
 
@@ -82,7 +83,7 @@ def _launch(hosts: Hosts, *options: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.timeout(300)
 def test_a_launch_is_the_simulation_bit_for_bit(hosts_here: Hosts, shared: str) -> None:
     _write(hosts_here, shared)
-    first = _launch(hosts_here, "--out", "out")
+    first = _launch(hosts_here, "run.toml", "--out", "out")
     assert first.returncode == 0, first.stderr
     assert first.stdout.count("installing") == 1
     assert "copied: mine.py, run.toml, settings.py, keys" in first.stdout
@@ -98,9 +99,41 @@ def test_a_launch_is_the_simulation_bit_for_bit(hosts_here: Hosts, shared: str) 
         file = checkpoint_file(peer, ROUNDS)
         ours, expected = load(out / file), load(hosts_here.folder / "other" / file)
         assert all(torch.equal(x, ours.tensors[name]) for name, x in expected.tensors.items())
-    second = _launch(hosts_here, "--set", "rounds=1", "--quiet")
+    second = _launch(hosts_here, "run.toml", "--set", "rounds=1", "--quiet")
     assert second.returncode == 0, second.stderr
     assert "installing" not in second.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_run_goes_on_with_every_bit_on_hosts_that_share_it_otherwise(
+    hosts_here: Hosts, shared: str
+) -> None:
+    _write(hosts_here, shared)
+    first = _launch(hosts_here, "run.toml", "--out", "out")
+    assert first.returncode == 0, first.stderr
+    entries = [
+        hosts_here.entry(name, peers=peers, folder=shared)
+        for name, peers in (("beta", 1), ("gamma", 3))
+    ]
+    hosts_here.write(*entries)
+    again = _launch(hosts_here, "--resume", "out", "--set", f"rounds={2 * ROUNDS}")
+    assert again.returncode == 0, again.stderr
+    assert f"resumed after round {ROUNDS} of {2 * ROUNDS}" in again.stdout
+    run = config.load(hosts_here.folder / "run.toml", [f"rounds={2 * ROUNDS}"])
+    simulated.simulate(run, hosts_here.folder / "other", lambda *_: _nothing, batched=False)
+    out = hosts_here.folder / "out"
+    for peer in range(PEERS):
+        file = checkpoint_file(peer, 2 * ROUNDS)
+        ours, expected = load(out / file), load(hosts_here.folder / "other" / file)
+        assert all(torch.equal(x, ours.tensors[name]) for name, x in expected.tensors.items())
+        rounds = [x["round"] for x in read_events(event_file(out, peer)) if "neighbours" in x]
+        assert rounds == [*range(1, 2 * ROUNDS + 1)]
+    assert "nothing to resume" in _launch(hosts_here, "--resume", "out").stderr
+    (out / checkpoint_file(1, 2 * ROUNDS)).write_bytes(b"torn")
+    torn = _launch(hosts_here, "--resume", "out", "--set", "rounds=9")
+    assert "passed over" in torn.stdout
+    assert f"resumed after round {ROUNDS} of 9" in torn.stdout
 
 
 def _nothing() -> None:
@@ -111,7 +144,7 @@ def _nothing() -> None:
 @pytest.mark.timeout(300)
 def test_hosts_with_other_data_do_not_begin(hosts_here: Hosts, shared: str) -> None:
     _write(hosts_here, shared, MINE + OTHER_DATA)
-    ended = _launch(hosts_here, "--out", "out")
+    ended = _launch(hosts_here, "run.toml", "--out", "out")
     assert ended.returncode == 3, ended.stdout
     assert "error: beta: another data than on alpha; make them equal" in ended.stderr
     assert not (hosts_here.folder / "out").exists()
@@ -125,7 +158,7 @@ def test_a_module_that_does_not_load_on_hosts_is_said_once_for_each(
     hosts_here: Hosts, shared: str
 ) -> None:
     _write(hosts_here, shared, MINE + "import no_such_package\n")
-    ended = _launch(hosts_here, "--out", "out")
+    ended = _launch(hosts_here, "run.toml", "--out", "out")
     assert ended.returncode == 3, ended.stdout
     assert "no module named 'no_such_package'" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, final
 
 import pytest
 
-from p2p_dml import config
-from p2p_dml.errors import ExitCode, StartupError
+from p2p_dml import __version__, config
+from p2p_dml.errors import ConfigError, ExitCode, StartupError
+from p2p_dml.launchers import resuming
 from p2p_dml.launchers.local import Outcome
 from p2p_dml.launchers.ssh.channel import Request, Switchboard, Talk
-from p2p_dml.launchers.ssh.run import Installed, Run
+from p2p_dml.launchers.ssh.run import Again, Installed, Run
 
 if TYPE_CHECKING:
     from tests.launchers.ssh.conftest import Hosts
@@ -41,6 +42,10 @@ def begin(facts={{"digest": "d"}}, data="x"):
     for peer in peers: write(f"events/peer-{{peer:03d}}.jsonl", f"events of {{peer}}\\n")
     say(gathered=True)
     hear("meet")
+def begun(*rounds):
+    hear("call")
+    say(begun=rounds)
+    return hear("end")["round"]
 def finish(code=0, errors={{}}):
     for peer in peers: write(f"checkpoints/peer-{{peer:03d}}/round-000001.safetensors", "x" * 999)
     say(over={{"exit_codes": dict.fromkeys(peers, code), "errors": errors}})
@@ -64,12 +69,19 @@ class Stage:
         self.there = Installed(python=str(program), path="/nowhere")
         self.cluster = hosts.cluster(*(hosts.entry(x, peers=2) for x in ("alpha", "beta")))
 
-    def play(self, act: Callable[[Run, Switchboard], None] = lambda run, board: None) -> Outcome:
+    def play(
+        self,
+        act: Callable[[Run, Switchboard], None] = lambda run, board: None,
+        *,
+        waits: bool = True,
+        again: Again | None = None,
+    ) -> Outcome:
         """Run it to its end; `act` is called when all peers have met."""
-        settings = config.parse(RUN, self.hosts.folder)
+        settings = again.past.config if again else config.parse(RUN, self.hosts.folder)
         with closing(Switchboard(self.cluster.hosts, self.cluster.lost_s)) as board:
             board.converse({host: _open() for host in self.cluster.hosts})
-            run = Run(board, self.cluster, settings, self.out, self.said.append)
+            say = self.said.append
+            run = Run(board, self.cluster, settings, self.out, say, waits=waits, again=again)
             run.start(dict.fromkeys(self.cluster.hosts, self.there), 1.0)
             act(run, board)
             run.follow(lambda: None)
@@ -133,7 +145,7 @@ def test_who_cannot_begin_keeps_all_from_it(stage: Play, script: str, expected: 
 
 
 def test_a_lost_host_costs_its_own_peers(stage: Play) -> None:
-    play = stage("begin()\nif name == 'alpha': hear('stop')\nelse: hear()\nfinish(5)")
+    play = stage("begin()\nif name == 'alpha': begun(3)\nelse: hear()\nfinish(5)")
 
     def lose_beta(run: Run, board: Switchboard) -> None:
         beta = board.connections[play.cluster.hosts[1]]
@@ -153,7 +165,7 @@ def test_a_lost_host_costs_its_own_peers(stage: Play) -> None:
 
 
 def test_a_connection_that_breaks_is_told_at_once(stage: Play) -> None:
-    play = stage("begin()\nif name == 'alpha': hear('stop')\nelse: hear()\nfinish()")
+    play = stage("begin()\nif name == 'alpha': begun(3)\nelse: hear()\nfinish()")
 
     def end_beta(run: Run, board: Switchboard) -> None:
         for pid in play.hosts.processes("beta"):
@@ -186,3 +198,76 @@ def test_a_host_cannot_speak_for_peers_of_another(stage: Play) -> None:
     play = stage("begin()\nif name == 'beta': say(ended=0, code=1)\nfinish()")
     outcome = play.play()
     assert outcome.exit_codes == dict.fromkeys(range(4), 0)
+
+
+@pytest.mark.parametrize(
+    ("alpha", "beta", "last"), [("3, 4", "4, 4", 4), ("3, 3", "5, 4", 5), ("3, 4", "9, 9", None)]
+)
+def test_all_hosts_end_after_the_latest_round_that_has_begun_on_any(
+    stage: Play, alpha: str, beta: str, last: int | None
+) -> None:
+    rounds = f"{{'alpha': ({alpha}), 'beta': ({beta})}}"
+    play = stage(f"begin()\nlast = begun(*{rounds}[name])\nfinish(5, {{peers[0]: str(last)}})")
+    outcome = play.play(lambda run, board: run.stop())
+    assert outcome.errors == {0: str(last), 2: str(last)}
+
+
+def test_who_does_not_wait_for_others_stops_alone(stage: Play) -> None:
+    play = stage("begin()\nhear('stop')\nfinish(5)")
+    outcome = play.play(lambda run, board: run.stop(), waits=False)
+    assert outcome.exit_codes == dict.fromkeys(range(4), 5)
+
+
+def test_a_second_signal_kills_even_if_a_host_does_not_answer(stage: Play) -> None:
+    play = stage("begin()\nhear('call')\nhear('stop')\nfinish(-9)")
+
+    def stop_twice(run: Run, board: Switchboard) -> None:
+        run.stop()
+        run.stop()
+
+    assert play.play(stop_twice).exit_codes == dict.fromkeys(range(4), -9)
+
+
+def _again(stage: Stage) -> Again:
+    """A run of round 7 of which the run folder here has events."""
+    stage.play()
+    past = resuming.read(stage.out, ["rounds=9"], "launch")
+    return Again(past=past, rounds=dict.fromkeys(range(4), 7))
+
+
+RESUMED = (
+    f"version = {__version__!r}"
+    + """
+past = order["past"]
+facts = {"digest": "longer" if past else "d", "version": version, "mode": "launch"}
+say(ready={"facts": facts, "data": "x", "before": "d" if past else None})
+hear("begin")
+for peer in peers: write(f"events/peer-{peer:03d}.jsonl", json.dumps(past) + "\\n")
+say(gathered=True)
+hear("meet")
+finish()
+"""
+)
+
+
+def test_a_run_that_goes_on_is_told_where_and_keeps_its_events(stage: Play) -> None:
+    play = stage(RESUMED)
+    play.play(again=_again(play))
+    lines = (play.out / "events" / "peer-001.jsonl").read_text(encoding="utf-8").splitlines()
+    past = {"starts": [7] * 4, "digests": ["d"], "before": {"rounds": 1, "duration_s": None}}
+    assert [json.loads(line) for line in lines] == [None, past]
+    facts = json.loads((play.out / "run.json").read_text(encoding="utf-8"))
+    assert (facts["digest"], facts["earlier_digests"]) == ("longer", ["d"])
+    assert facts["resumed"][0]["round"] == 7
+    assert "rounds = 9" in (play.out / "run.toml").read_text(encoding="utf-8")
+
+
+def test_a_run_that_was_changed_does_not_go_on(stage: Play) -> None:
+    play = stage(
+        RESUMED.replace("version,", f"{__version__!r},").replace('"d" if past', '"e" if past')
+    )
+    again = _again(play)
+    before = play.files()
+    with pytest.raises(ConfigError, match="no longer the run that the checkpoints are of"):
+        play.play(again=again)
+    assert play.files() == before

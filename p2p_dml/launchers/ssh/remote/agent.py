@@ -190,7 +190,7 @@ class Agent:
         env = {key: os.path.expanduser(value) for key, value in head["env"].items()}
         self._supervisor = Supervisor(command, self._home, env, log)
         self._supervisor.tell({**head["order"], "run": str(out), "home": str(self._home)})
-        self._growing = files.Growing(out, "events/*.jsonl")
+        self._growing = files.Growing(out, "events/*.jsonl", "checkpoints/*/*.safetensors")
         return {}
 
     def _collect(self, head: Head) -> None:
@@ -202,7 +202,7 @@ class Agent:
         if self._growing is not None:
             yield from self._growing.pieces()
         out = scratch / "out"
-        for path in sorted([*out.glob("checkpoints/*/*.safetensors"), *out.glob("logs/*")]):
+        for path in sorted(out.glob("logs/*")):
             yield from files.pieces(path, str(path.relative_to(out)))
         yield from files.pieces(scratch / "logs" / "supervisor.log", "logs/supervisor.log")
 

@@ -63,17 +63,19 @@ def _is_left_over(path: Path) -> bool:
 
 
 class Growing:
-    """Sends what is appended to the files of a folder."""
+    """Sends what is appended to the files of a folder, and new files; links are passed over."""
 
-    def __init__(self, root: Path, pattern: str) -> None:
+    def __init__(self, root: Path, *patterns: str) -> None:
         self._root = root
-        self._pattern = pattern
+        self._patterns = patterns
         self._sent: dict[Path, int] = {}
 
     def pieces(self) -> Iterator[Frame]:
         """What is new since it was last asked, a piece at a time."""
-        for path in sorted(self._root.glob(self._pattern)):
-            yield from self._pieces_of(path)
+        for pattern in self._patterns:
+            for path in sorted(self._root.glob(pattern)):
+                if not path.is_symlink():
+                    yield from self._pieces_of(path)
 
     def _pieces_of(self, path: Path) -> Iterator[Frame]:
         offset = self._sent.get(path, 0)
@@ -88,8 +90,9 @@ def pieces(path: Path, name: str, offset: int = 0, most: int | None = None) -> I
     """A file from `offset` on as frames, under `name`; at most so many bytes."""
     with path.open("rb") as file:
         file.seek(offset)
-        left = most if most is not None else os.fstat(file.fileno()).st_size - offset
+        size = os.fstat(file.fileno()).st_size
+        left = most if most is not None else size - offset
         while left > 0 and (chunk := file.read(min(left, MAX_BODY))):
-            yield Frame({"file": name, "offset": offset}, chunk)
+            yield Frame({"file": name, "offset": offset, "size": size}, chunk)
             offset += len(chunk)
             left -= len(chunk)

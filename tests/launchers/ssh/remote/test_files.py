@@ -48,6 +48,18 @@ def test_growth_is_sent_once_and_in_order(tmp_path: Path) -> None:
     assert list(growing.pieces()) == []
 
 
+def test_links_are_passed_over_and_what_comes_first_is_sent_first(tmp_path: Path) -> None:
+    growing = Growing(tmp_path, "z/*", "a/*")
+    for name in ("a/new", "z/event"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"1234567")
+    (tmp_path / "a" / "brought").symlink_to(tmp_path / "a" / "new")
+    frames = list(growing.pieces())
+    assert [frame.head for frame in frames] == [
+        {"file": name, "offset": 0, "size": 7} for name in ("z/event", "a/new")
+    ]
+
+
 def test_pieces_are_small_enough_for_frames(tmp_path: Path) -> None:
     content = bytes(range(256)) * 3000
     (tmp_path / "x").write_bytes(content)

@@ -12,9 +12,11 @@ import pytest
 from p2p_dml import config
 from p2p_dml.errors import ExitCode, StartupError
 from p2p_dml.events import Event, EventLog, Finished, Joined, RoundDone, event_file, read_events
-from p2p_dml.launchers import containers, docker, process
-from p2p_dml.launchers.containers import Containers, fate
-from p2p_dml.launchers.docker import Container
+from p2p_dml.launchers import process
+from p2p_dml.launchers.containers import crew as crews
+from p2p_dml.launchers.containers import docker
+from p2p_dml.launchers.containers.crew import Containers, fate
+from p2p_dml.launchers.containers.docker import Container
 
 BASE: Mapping[str, object] = {"peers": 3, "rounds": 2, "strategy": "dpsgd", "links": "ring"}
 
@@ -190,7 +192,7 @@ def test_a_paused_container_is_named_and_ended_after_all_others(
     engine.end(0, 1)
     crew.look()
     assert not engine.told
-    engine.now = containers.PAUSED_S + 1.0
+    engine.now = crews.PAUSED_S + 1.0
     crew.look()
     assert engine.told == [("kill", "2")]
     engine.end(2, code=137)
@@ -205,7 +207,7 @@ def test_a_container_that_goes_on_is_not_ended(engine: _Engine, begun: Path) -> 
     engine.end(0, 1)
     crew.look()
     engine.change(2, status="running")
-    engine.now = containers.PAUSED_S + 1.0
+    engine.now = crews.PAUSED_S + 1.0
     crew.look()
     assert engine.said[-1] == "the container of peer 2 goes on"
     engine.change(2, status="paused")
@@ -235,6 +237,6 @@ def test_an_engine_that_does_not_answer_says_nothing_of_the_peers(
     crew.look()
     assert crew.errors == {1: "peer 1: its container was removed"}
     engine.is_down = True
-    engine.now = containers.SILENT_S + 1.0
+    engine.now = crews.SILENT_S + 1.0
     with pytest.raises(StartupError, match=r"docker has not answered for 60 s: was dockerd stop"):
         crew.look()

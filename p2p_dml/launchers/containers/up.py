@@ -22,15 +22,16 @@ from torch import nn
 
 from p2p_dml import keys
 from p2p_dml.assemble import Blueprint, blueprint, load_data
-from p2p_dml.checks import check_all
+from p2p_dml.checks import check_all, check_everybody_begins
 from p2p_dml.config import RunConfig
 from p2p_dml.data.fetch import available
 from p2p_dml.errors import ConfigError
 from p2p_dml.files import write_whole
-from p2p_dml.launchers import compose_file, docker, folder
-from p2p_dml.launchers.compose_file import Places
-from p2p_dml.launchers.containers import LOOK_S, Containers
-from p2p_dml.launchers.docker import Engine
+from p2p_dml.launchers import folder
+from p2p_dml.launchers.containers import compose_file, docker
+from p2p_dml.launchers.containers.compose_file import Places
+from p2p_dml.launchers.containers.crew import LOOK_S, Containers
+from p2p_dml.launchers.containers.docker import Engine
 from p2p_dml.launchers.local import Outcome
 from p2p_dml.launchers.process import STOP_GRACE_S, on_stop_signals
 from p2p_dml.launchers.scratch import temporary_folder
@@ -144,6 +145,7 @@ def _checked(config: RunConfig) -> tuple[Blueprint, nn.Module]:
     """Try all that peers will build. ConfigError with the path in the run file."""
     inside = compose_file.settings(config)
     check_transport(inside)
+    check_everybody_begins(inside, "p2p-dml up")
     shared = blueprint(inside, *load_data(inside))
     return shared, check_all(shared)
 

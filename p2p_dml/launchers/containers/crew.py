@@ -11,9 +11,9 @@ from typing import Any, final
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ExitCode, StartupError
 from p2p_dml.events import EventLog, Finished, event_file, read_events
-from p2p_dml.launchers import docker
-from p2p_dml.launchers.compose_file import limits, service
-from p2p_dml.launchers.docker import Container
+from p2p_dml.launchers.containers import docker
+from p2p_dml.launchers.containers.compose_file import limits, service
+from p2p_dml.launchers.containers.docker import Container
 from p2p_dml.launchers.process import STOP_GRACE_S
 from p2p_dml.types import PeerId
 

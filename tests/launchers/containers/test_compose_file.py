@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from p2p_dml import config
-from p2p_dml.launchers import compose_file
-from p2p_dml.launchers.compose_file import Limits, Places
+from p2p_dml.launchers.containers import compose_file
+from p2p_dml.launchers.containers.compose_file import Limits, Places
 
 BASE: Mapping[str, object] = {"peers": 3, "rounds": 2, "strategy": "dpsgd", "links": "ring"}
 
@@ -92,7 +92,7 @@ def test_compose_itself_reads_the_files(tmp_path: Path, words: tuple[str, ...]) 
     ours = tmp_path / "compose.yml"
     text = compose_file.document(_config(devices=devices), "an-image", "7:8", places)
     ours.write_text(text, encoding="utf-8")
-    for file in (ours, Path(__file__).parents[2] / "docker" / "compose.yml"):
+    for file in (ours, Path(__file__).parents[3] / "docker" / "compose.yml"):
         asked = _call(*words, "--file", str(file), "config", "--quiet")
         assert (asked.returncode, asked.stdout) == (0, ""), asked.stderr
 

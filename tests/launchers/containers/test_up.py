@@ -17,7 +17,7 @@ import pytest
 import p2p_dml
 from p2p_dml import config
 from p2p_dml.errors import ConfigError, StartupError
-from p2p_dml.launchers import compose, docker
+from p2p_dml.launchers.containers import docker, up
 from p2p_dml.report import load
 
 if TYPE_CHECKING:
@@ -114,15 +114,15 @@ def _ignore(folder: Path, started: float) -> Callable[[], None]:
 
 def test_up_builds_starts_follows_and_takes_down(fake: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    outcome = compose.run(_config(), tmp_path / "out", _ignore, said.append)
+    outcome = up.run(_config(), tmp_path / "out", _ignore, said.append)
     assert outcome.exit_codes == {0: 0, 1: 0, 2: 0}
     assert outcome.verdict is None
     assert "building the image" in said[0]
-    build, up, down = (
+    built, started, taken_down = (
         next(i for i, call in enumerate(_calls(fake)) if f"{word} --" in call)
         for word in ("build", "up", "down")
     )
-    assert build < up < down
+    assert built < started < taken_down
     assert not (fake / "up").exists()
     assert load(tmp_path / "out").meta.mode == "run"  # so that it can be resumed
     logs = tmp_path / "out" / "logs"
@@ -141,7 +141,7 @@ def test_keys_are_in_no_file_that_stays(fake: Path, tmp_path: Path) -> None:
         return lambda: None
 
     secrets: list[tuple[Path, str]] = []
-    compose.run(_config(), tmp_path / "out", seen)
+    up.run(_config(), tmp_path / "out", seen)
     ((file, secret),) = secrets
     assert len(secret) == 40
     assert not file.exists()
@@ -156,7 +156,7 @@ def test_an_image_that_is_there_is_not_built_again(
     (fake / "image").write_text("5" * 64, encoding="ascii")
     monkeypatch.setattr(docker, "source_digest", lambda: "5" * 64)
     said: list[str] = []
-    compose.run(_config(), tmp_path / "out", _ignore, said.append)
+    up.run(_config(), tmp_path / "out", _ignore, said.append)
     assert not any(call.startswith("build") for call in _calls(fake))
     assert len(said) == 1 and said[0].startswith("containers: docker compose --project-name p2p-")
 
@@ -176,7 +176,7 @@ def test_code_is_told_from_other_code(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_an_image_of_other_code_is_said(fake: Path, tmp_path: Path) -> None:
     (fake / "image").write_text("0" * 64, encoding="ascii")
     said: list[str] = []
-    compose.run(_config(), tmp_path / "out", _ignore, said.append)
+    up.run(_config(), tmp_path / "out", _ignore, said.append)
     assert "has another state of p2p_dml; --build makes it anew" in said[0]
 
 
@@ -185,14 +185,14 @@ def test_build_builds_what_is_there_with_what_the_environment_says(
 ) -> None:
     (fake / "image").write_text("0" * 64, encoding="ascii")
     monkeypatch.setenv("PIP_INDEX_URL", "https://user:password@index.example/simple")
-    compose.run(_config(), tmp_path / "out", _ignore, image="mine:1", build=True)
+    up.run(_config(), tmp_path / "out", _ignore, image="mine:1", build=True)
     (call,) = (call for call in _calls(fake) if call.startswith("build"))
     assert "--tag mine:1" in call and "--build-arg=PIP_INDEX_URL " in call
     assert "password" not in call and "TORCH_INDEX" not in call
 
 
 def test_another_image_is_pulled(fake: Path, tmp_path: Path) -> None:
-    compose.run(_config(), tmp_path / "out", _ignore, image="registry.example/peer:1")
+    up.run(_config(), tmp_path / "out", _ignore, image="registry.example/peer:1")
     calls = _calls(fake)
     assert "pull registry.example/peer:1" in calls
     assert not any(call.startswith("build") for call in calls)
@@ -215,20 +215,20 @@ def test_a_docker_that_cannot_be_used_says_what_to_do(
     which = shutil.which
     monkeypatch.setattr(shutil, "which", lambda name: which(name) if name == "docker" else None)
     with pytest.raises(StartupError, match=expected.replace("?", r"\?")):
-        compose.run(_config(), tmp_path / "out", _ignore)
+        up.run(_config(), tmp_path / "out", _ignore)
     assert not (tmp_path / "out").exists()
 
 
 def test_no_docker_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StartupError, match="docker is not installed"):
-        compose.run(_config(), tmp_path / "out", _ignore)
+        up.run(_config(), tmp_path / "out", _ignore)
 
 
 def test_what_cannot_be_started_is_taken_down(fake: Path, tmp_path: Path) -> None:
     (fake / "unstartable").touch()
     with pytest.raises(StartupError, match="no space left on device"):
-        compose.run(_config(), tmp_path / "out", _ignore)
+        up.run(_config(), tmp_path / "out", _ignore)
     assert any(" down " in call for call in _calls(fake))
 
 
@@ -237,7 +237,7 @@ def test_an_exception_takes_all_down(fake: Path, tmp_path: Path) -> None:
         raise RuntimeError("a bug")
 
     with pytest.raises(RuntimeError):
-        compose.run(_config(), tmp_path / "out", fails)
+        up.run(_config(), tmp_path / "out", fails)
     assert any(" down " in call for call in _calls(fake))
 
 
@@ -289,7 +289,7 @@ def test_mistakes_are_found_before_anything_is_made(
     fake: Path, tmp_path: Path, more: Mapping[str, Any], expected: str
 ) -> None:
     with pytest.raises(ConfigError, match=expected):
-        compose.run(_config(**more), tmp_path / "out", _ignore)
+        up.run(_config(**more), tmp_path / "out", _ignore)
     assert not (tmp_path / "out").exists()
     assert not any(call.startswith("build") or " up " in call for call in _calls(fake))
 
@@ -298,22 +298,22 @@ def test_root_runs_no_container_as_root(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(os, "getuid", lambda: 0)
     for name in ("SUDO_UID", "SUDO_GID"):
         monkeypatch.delenv(name, raising=False)
-    assert compose.owner_here(is_rootless=False).user == "10001:10001"
+    assert up.owner_here(is_rootless=False).user == "10001:10001"
     monkeypatch.setenv("SUDO_UID", "1000")
     monkeypatch.setenv("SUDO_GID", "100")
-    assert compose.owner_here(is_rootless=False).given_to == (1000, 100)
+    assert up.owner_here(is_rootless=False).given_to == (1000, 100)
 
 
 def test_others_run_containers_as_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getuid", lambda: 1234)
     monkeypatch.setattr(os, "getgid", lambda: 99)
-    assert compose.owner_here(is_rootless=False) == compose.Owner(user="1234:99")
-    assert compose.owner_here(is_rootless=True) == compose.Owner(user="0:0")
+    assert up.owner_here(is_rootless=False) == up.Owner(user="1234:99")
+    assert up.owner_here(is_rootless=True) == up.Owner(user="0:0")
 
 
 def test_write_leaves_all_that_is_needed_by_hand(tmp_path: Path) -> None:
     file = tmp_path / "compose.yml"
-    run = compose.write(_config(), tmp_path / "out", file, None)
+    run = up.write(_config(), tmp_path / "out", file, None)
     services = json.loads(file.read_text(encoding="utf-8"))["services"]
     mounts = [mount for each in services.values() for mount in each["volumes"]]
     assert all(Path(mount["source"]).exists() for mount in mounts)
@@ -321,12 +321,12 @@ def test_write_leaves_all_that_is_needed_by_hand(tmp_path: Path) -> None:
     inside = config.load(run / "run.toml")
     assert inside.transport.addresses[2] == "tcp://peer-002:5800"
     with pytest.raises(ConfigError, match=r"compose\.yml is there; choose another name"):
-        compose.write(_config(), tmp_path / "other", file, None)
+        up.write(_config(), tmp_path / "other", file, None)
 
 
 def test_without_encryption_there_are_no_keys(tmp_path: Path) -> None:
     plain = _config(transport={"encryption": "none"})
-    compose.write(plain, tmp_path / "out", tmp_path / "c.yml", "an-image")
+    up.write(plain, tmp_path / "out", tmp_path / "c.yml", "an-image")
     assert not (tmp_path / "c-keys").exists()
     text = (tmp_path / "c.yml").read_text(encoding="utf-8")
     assert "/p2p/keys" not in text and "an-image" in text

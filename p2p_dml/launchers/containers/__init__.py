@@ -1,0 +1,1 @@
+"""All peers in containers of this machine, by docker and its compose."""
