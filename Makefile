@@ -1,10 +1,12 @@
-# make install | demo | test | test-slow | test-cluster | test-gpu | lint | bench; all in .venv of this checkout.
+# make install | demo | test | test-slow | test-cluster | test-gpu | fuzz | lint | bench; all in .venv of this checkout.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FUZZ_RUNS := 20000
+PARALLEL := --numprocesses 2 --dist worksteal
 
-.PHONY: install demo test test-slow test-cluster test-gpu lint unit bench clean
+.PHONY: install demo test test-slow test-cluster test-gpu fuzz lint unit bench clean
 
 install: $(STAMP)
 
@@ -25,10 +27,10 @@ lint: install
 	$(BIN)/mypy
 
 unit: install
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(PARALLEL)
 
 test-cluster: install
 	$(BIN)/pytest -m cluster
@@ -36,6 +38,10 @@ test-cluster: install
 test-gpu: install
 	$(BIN)/pytest -m cuda
 	$(BIN)/python -m benchmarks.gpu --table
+
+fuzz: install
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
+	$(BIN)/python -m tests.fuzz.run --runs $(FUZZ_RUNS)
 
 bench: install
 	$(BIN)/python -m benchmarks.exchange
@@ -45,6 +51,8 @@ bench: install
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 4 -m benchmarks.torchdist
 	$(BIN)/python -m benchmarks.curve
 	$(BIN)/python -m benchmarks.attacks
+	$(BIN)/python -m benchmarks.flood
+	$(BIN)/python -m benchmarks.faults
 
 clean:
 	rm -rf $(VENV) build *.egg-info p2p_dml/kernels/*.so .mypy_cache .ruff_cache .pytest_cache

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from p2p_dml import __version__, data, links, plugins, tables, wire
-from p2p_dml.checkpoint import Checkpoint, save
+from p2p_dml import __version__, data, faults, links, plugins, tables, wire
+from p2p_dml.checkpoint import Checkpoint, Write, save, write_file
 from p2p_dml.config import RunConfig, Table
 from p2p_dml.data import Dataset
 from p2p_dml.errors import ConfigError
 from p2p_dml.events import Event
+from p2p_dml.faults import Fault
 from p2p_dml.kernels.mixing import RULES
 from p2p_dml.learners import (
     Fleet,
@@ -30,6 +31,7 @@ from p2p_dml.learners import (
     obstacle,
     own_counts,
 )
+from p2p_dml.links.elastic import Elastic, Members
 from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
 from p2p_dml.models import build_model, redraw
 from p2p_dml.network import Conditions, Network
@@ -65,6 +67,7 @@ class Blueprint:
     network: Network | None
     dataset: Dataset | None
     shards: Shards
+    faults: Mapping[PeerId, Sequence[Fault]]
 
     @property
     def stragglers(self) -> frozenset[PeerId]:
@@ -83,7 +86,7 @@ class Blueprint:
         if not isinstance(self.pace, Asynchronous):
             return TaggedMailbox(ahead)
         if Need.EVERY_MESSAGE in self.strategy.needs:
-            return EveryMailbox()
+            return EveryMailbox(ahead)
         return NewestMailbox(self.pace.max_age)
 
     def emulation(self, me: PeerId, clock: Clock) -> Emulation | None:
@@ -112,11 +115,12 @@ def blueprint(
     """Put together what all peers share; ConfigError with the path in the run file."""
     plugins.look_in(config.folder)
     check_evaluation(config, dataset, shards or {})
-    schedule = schedule_of(config)
     rule = tables.choose(RULES, config.mixing, "mixing")
     strategy, pace = strategy_of(config), pace_of(config)
+    schedule = schedule_of(config)
     network = network_of(config, strategy.exchanges)
-    return Blueprint(config, schedule, rule, strategy, pace, network, dataset, shards or {})
+    plan = faults.plan(config, schedule(0)) if config.faults else {}
+    return Blueprint(config, schedule, rule, strategy, pace, network, dataset, shards or {}, plan)
 
 
 def load_data(config: RunConfig) -> tuple[Dataset | None, Shards]:
@@ -134,8 +138,26 @@ def load_data(config: RunConfig) -> tuple[Dataset | None, Shards]:
 
 
 def schedule_of(config: RunConfig) -> LinkSchedule:
-    """The link schedule of a run."""
-    return links.build(config.links, config.peers, config.seed, config.folder)
+    """The link schedule of a run.
+
+    Where peers come and go it is one that changes with what this process hears of them.
+    """
+
+    def of(num_peers: int) -> LinkSchedule:
+        return links.build(config.links, num_peers, config.seed, config.folder)
+
+    if not config.elastic:
+        return of(config.peers)
+    for num_peers in range(2, config.peers + 1):
+        try:
+            of(num_peers)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}; with elastic = true there may be any number of peers up to "
+                f"{config.peers}, and the links must do for each"
+            ) from error
+    members = Members(config.first_peers, config.peers)
+    return Elastic(members, of, strategy_of(config).exchanges)
 
 
 def network_of(config: RunConfig, exchanges: int) -> Network | None:
@@ -298,19 +320,20 @@ def loop_of(
     digest: bytes,
     run: Path,
     on_event: Callable[[Event], None],
-    memory: Callable[[], tuple[float, float]] | None = None,
+    memory: Callable[[], tuple[float, float] | None] | None = None,
     clock: Clock | None = None,
     keep: Keep | None = None,
     start: Checkpoint | None = None,
+    write: Write = write_file,
 ) -> PeerLoop:
     """The rounds of peer `me`, with checkpoints going to the run folder; `clock`: None = wall.
 
-    `start`: the checkpoint to go on from.
+    `start`: the checkpoint to go on from. `write` writes the files of checkpoints.
     """
     config, strategy = shared.config, shared.strategy
 
     def save_state(round_: int, model: Tensors, state: object) -> str:
-        return save(run, checkpoint_of(me, round_, digest, model, state))
+        return save(run, checkpoint_of(me, round_, digest, model, state), write)
 
     plan = Plan(
         rounds=config.rounds,

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +20,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as deserialise
+from safetensors.torch import save as serialise
 from safetensors.torch import save_file
 from torch import Tensor
 
 from p2p_dml.errors import ConfigError, StorageError
 from p2p_dml.types import PeerId, Tensors
+
+Write = Callable[[Tensors, Path, dict[str, str]], None]
+"""(tensors, path, metadata): writes a safetensors file."""
 
 _KEY = "checkpoint"
 _FACTS = ("peer", "round", "digest", "version")
@@ -48,16 +53,19 @@ def checkpoint_file(peer: PeerId, round: int) -> str:
     return f"checkpoints/peer-{peer:03d}/round-{round:06d}.safetensors"
 
 
-def save(run: Path, checkpoint: Checkpoint) -> str:
+def write_file(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file, as it is when nothing goes wrong."""
+    save_file(tensors, path, metadata)
+
+
+def save(run: Path, checkpoint: Checkpoint, write: Write = write_file) -> str:
     """Write atomically; returns the path relative to `run`. StorageError if it cannot be."""
     name = checkpoint_file(checkpoint.peer, checkpoint.round)
     path = run / name
-    facts = _facts_of(checkpoint)
-    facts["checksum"] = _checksum(facts, checkpoint.tensors)
     temporary = path.with_suffix(".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(_apart(checkpoint.tensors), temporary, {_KEY: json.dumps(facts)})
+        write(_apart(checkpoint.tensors), temporary, {_KEY: json.dumps(_signed(checkpoint))})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):  # the folder itself may be what is missing
@@ -78,19 +86,44 @@ def load(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
         facts = json.loads(metadata[_KEY]) if _KEY in metadata else metadata
-        checksum = facts.pop("checksum", None)
-        if checksum not in (None, _checksum(facts, tensors)):
-            raise ValueError("its checksum says that it is damaged")
-        return Checkpoint(
-            int(facts["peer"]),
-            int(facts["round"]),
-            facts["digest"],
-            facts["version"],
-            tensors,
-            facts.get("outline"),
-        )
+        return _checked(facts, tensors)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise ConfigError(f"{path}: not a checkpoint of this runtime: {error}") from error
+
+
+def encode(checkpoint: Checkpoint) -> bytes:
+    """The file's bytes, as `save` writes them."""
+    return serialise(_apart(checkpoint.tensors), {_KEY: json.dumps(_signed(checkpoint))})
+
+
+def decode(data: bytes) -> Checkpoint:
+    """What `encode` made, held against its checksum; ConfigError if it is anything else."""
+    try:
+        size = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + size])["__metadata__"]
+        facts = json.loads(metadata[_KEY])
+        if not isinstance(facts, dict):
+            raise ValueError("its metadata is no table")
+        return _checked(facts, deserialise(data))
+    except (
+        SafetensorError,
+        KeyError,
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise ConfigError(f"not a checkpoint of this runtime: {error}") from error
+
+
+def newest(run: Path, peer: PeerId, digest: str) -> Checkpoint | None:
+    """The last whole checkpoint that a peer has of the run with this digest, if it has one."""
+    for round_ in saved_rounds(run, peer):
+        with suppress(ConfigError):  # torn or damaged: the one before it counts
+            found = load(run / checkpoint_file(peer, round_))
+            if (found.peer, found.round, found.digest) == (peer, round_, digest):
+                return found
+    return None
 
 
 def saved_rounds(run: Path, peer: PeerId) -> list[int]:
@@ -109,6 +142,27 @@ def _apart(tensors: Mapping[str, Tensor]) -> Tensors:
         found[name] = x.clone() if place in places else x
         places.add(place)
     return found
+
+
+def _signed(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All of it but the tensors, with the checksum."""
+    facts = _facts_of(checkpoint)
+    return facts | {"checksum": _checksum(facts, checkpoint.tensors)}
+
+
+def _checked(facts: dict[str, Any], tensors: Tensors) -> Checkpoint:
+    """Raises KeyError or ValueError where something is wrong."""
+    checksum = facts.pop("checksum", None)
+    if checksum not in (None, _checksum(facts, tensors)):
+        raise ValueError("its checksum says that it is damaged")
+    return Checkpoint(
+        int(facts["peer"]),
+        int(facts["round"]),
+        facts["digest"],
+        facts["version"],
+        tensors,
+        facts.get("outline"),
+    )
 
 
 def _facts_of(checkpoint: Checkpoint) -> dict[str, Any]:

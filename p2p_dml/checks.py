@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from p2p_dml.assemble import Blueprint, learner_of
+from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError
 from p2p_dml.kernels.mixing import is_doubly_stochastic, mixing_matrix
 from p2p_dml.peer import LOOKAHEAD
@@ -22,6 +23,15 @@ def check_all(shared: Blueprint) -> nn.Module:
     model = shared.model()
     learner_of(shared, model, 0)
     return model
+
+
+def check_everybody_begins(config: RunConfig, command: str) -> None:
+    """Raise ConfigError if some peers may come later, which `command` knows no way for."""
+    if config.first_peers < config.peers:
+        raise ConfigError(
+            f"initial_peers: {command} begins with all {config.peers} peers; leave it out, or use "
+            "`p2p-dml run` and `p2p-dml join`, or `p2p-dml peer`"
+        )
 
 
 def check_needs(shared: Blueprint) -> None:

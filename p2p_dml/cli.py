@@ -15,15 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from p2p_dml import __version__
-from p2p_dml.commands import directory, keys, launch, up
+from p2p_dml.commands import directory, join, keys, launch, soak, up
 from p2p_dml.console import Watch, complain, conclude, finish, sayer
-from p2p_dml.errors import ConfigError, ExitCode, P2PError
-from p2p_dml.options import Out, Override, Quiet, RunFile
+from p2p_dml.errors import ExitCode, P2PError
+from p2p_dml.options import Out, Override, Quiet, Resume, RunFile, RunFileOrNone, settings_of
 
 if TYPE_CHECKING:
     from p2p_dml.config import RunConfig
     from p2p_dml.launchers.ranks import Ranks
-    from p2p_dml.launchers.resuming import Past
 
 app = typer.Typer(
     help="Peer-to-peer training without a server, over links that come and go.",
@@ -40,18 +39,8 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(launch.app)
 app.add_typer(up.app)
 app.add_typer(directory.app)
-
-RunFileOrNone = Annotated[
-    Path | None, typer.Argument(metavar="FILE.toml", help="the run file, or none with --resume")
-]
-Resume = Annotated[
-    Path | None,
-    typer.Option(
-        help="go on with the run in this folder from its checkpoints; --set rounds=… makes it "
-        "longer",
-        metavar="RUN",
-    ),
-]
+app.add_typer(join.app)
+app.add_typer(soak.app)
 
 
 class _Interrupted(BaseException):
@@ -114,7 +103,7 @@ def run(
     from p2p_dml.launchers import local
 
     console = Console()
-    settings, past = _settings(file, resume, set_ or [], out, "run")
+    settings, past = settings_of(file, resume, set_ or [], out, "run")
     with Watch(settings, console, quiet) as watch:
         outcome = local.run(settings, out, watch.begin, past, sayer(console, quiet))
     finish(outcome.folder, outcome.verdict, console)
@@ -144,7 +133,7 @@ def simulate(
     from p2p_dml.launchers import simulated
 
     console = Console()
-    settings, past = _settings(file, resume, set_ or [], out, "simulate")
+    settings, past = settings_of(file, resume, set_ or [], out, "simulate")
     before = past.facts if past else {}
     with Watch(settings, console, quiet) as watch:
         outcome = simulated.simulate(
@@ -182,7 +171,7 @@ def _rank(
     overrides = [*(set_ or []), *([f"transport.kind={transport}"] if transport else [])]
 
     def load() -> Wish:
-        settings, past = _settings(file, resume, overrides, out, "torchrun")
+        settings, past = settings_of(file, resume, overrides, out, "torchrun")
         return Wish(config=settings, out=out, past=past)
 
     with ExitStack() as views:
@@ -361,28 +350,3 @@ def data_fetch(
 
     for path in fetch(name, to):
         print(path)
-
-
-def _settings(
-    file: Path | None, resume: Path | None, overrides: list[str], out: Path | None, mode: str
-) -> tuple[RunConfig, Past | None]:
-    """The run that is asked for: of a run file, or one to go on with, as FILE or --resume says.
-
-    Raises ConfigError if both or none are given.
-    """
-    from p2p_dml import config
-    from p2p_dml.launchers import resuming
-
-    if (file is None) == (resume is None):
-        found = "none" if file is None else "both"
-        raise ConfigError(
-            f"{mode}: expected a run file, or --resume and the folder of a run to go on with, "
-            f"found {found}"
-        )
-    if resume is None:
-        assert file is not None
-        return config.load(file, overrides), None
-    if out is not None:
-        raise ConfigError(f"--out {out}: a resumed run goes on in its own folder; leave it out")
-    past = resuming.read(resume, overrides, mode)
-    return past.config, past

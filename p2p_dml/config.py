@@ -20,6 +20,10 @@ from p2p_dml.errors import ConfigError
 from p2p_dml.tables import explain, keys_of, nearest, parse_toml, read_toml
 
 Table = dict[str, Any]
+FaultPhase = Literal["train", "send", "mix", "checkpoint"]
+FaultKind = Literal[
+    "kill", "stop", "hang", "exit", "nan", "full_disk", "read_only", "descriptors", "memory"
+]
 Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 _SHORT_FOR = {"links": "kind", "train": "function"}
@@ -82,6 +86,12 @@ class TransportConfig(_Section):
     base_port: int = Field(5800, ge=1, le=65000, description="port of peer 0; peer i takes + i")
     startup_s: float = Field(60.0, gt=0, description="wait for every neighbour's first hello")
     straggler_s: float = Field(60.0, gt=0, description="wait for a slow neighbour in an exchange")
+    patience: int = Field(
+        3,
+        ge=1,
+        description="exchanges in a row that a neighbour may miss by then; after that it "
+        "is not waited for until it delivers again",
+    )
     heartbeat_s: float | None = Field(
         None,
         gt=0,
@@ -155,6 +165,39 @@ class NetworkConfig(_Section):
         return self != NetworkConfig()
 
 
+class FaultConfig(_Section):
+    """What goes wrong on purpose at some peers, once; docs/reliability.md has it in full."""
+
+    peers: list[int] | Table = Field(
+        description="whom it befalls: ids, { share = 0.5 } of all, drawn by the seed, or "
+        "{ most_central = 3 } in the graph of round 1"
+    )
+    round: int = Field(ge=1, description="due when its phase comes in this round, or next after")
+    phase: FaultPhase = Field(
+        "train",
+        description="in the middle of the local training; with half of the receivers sent to; "
+        "between collecting and mixing; with half of a checkpoint written",
+    )
+    kind: FaultKind = Field(
+        description="what happens to the peer's process, its numbers or its disk"
+    )
+    for_s: float = Field(1.0, gt=0, description="how long a stop or a hang lasts")
+
+
+class WatchdogConfig(_Section):
+    """When a peer is held to hang, and what it does then; waiting for others does not count."""
+
+    step_s: float = Field(
+        600.0, gt=0, description="training, sending, mixing or evaluating that lasts longer is told"
+    )
+    storage_s: float = Field(60.0, gt=0, description="the same of writing a checkpoint or an event")
+    action: Literal["report", "end"] = Field(
+        "report",
+        description="end: the peer leaves the stacks of its threads in its log and ends at once, "
+        "with exit code 7, so that others go on",
+    )
+
+
 class RunConfig(_Section):
     """A whole run. `folder` (not part of the file) is where relative paths start."""
 
@@ -185,9 +228,20 @@ class RunConfig(_Section):
     checkpoint_every: int = Field(0, ge=0, description="rounds between checkpoints; 0 = at the end")
     min_neighbours: int = Field(1, ge=0, description="heard fewer: the round is local only")
     max_isolated_rounds: int = Field(10, ge=1, description="exchanges in isolation before exit 4")
+    elastic: bool = Field(
+        False, description="peers may join and leave while the run goes on; `peers` is the most"
+    )
+    initial_peers: int | None = Field(
+        None, ge=1, description="elastic: how many begin, those with the lowest ids; default: all"
+    )
+    restarts: int = Field(
+        0, ge=0, description="how often a peer that is lost (killed, stuck) is started again"
+    )
     transport: TransportConfig = Field(TransportConfig(), description="how messages travel")
     network: NetworkConfig = Field(NetworkConfig(), description="what is emulated between peers")
     devices: list[DeviceConfig] = Field([], description="limits of some peers' devices")
+    faults: list[FaultConfig] = Field([], description="what goes wrong on purpose")
+    watchdog: WatchdogConfig = Field(WatchdogConfig(), description="what a peer that hangs does")
     folder: Path = Field(Path(), exclude=True)
 
     @field_validator("strategy", "data", "model", "partition", "pace", mode="before")
@@ -206,10 +260,16 @@ class RunConfig(_Section):
     def _function_alone(cls, value: object) -> object:
         return {"function": value} if isinstance(value, str) else value
 
+    @property
+    def first_peers(self) -> int:
+        """How many peers begin."""
+        return self.peers if self.initial_peers is None else self.initial_peers
+
     def canonical(self) -> str:
         """What all peers of a run must agree on, as text: equal runs, equal text."""
-        local = {"name", "transport", "threads", "evaluate_every", "checkpoint_every"}
-        fields = self.model_dump(exclude=local | {"min_neighbours", "max_isolated_rounds"})
+        local = {"name", "transport", "threads", "evaluate_every", "checkpoint_every", "faults"}
+        local |= {"min_neighbours", "max_isolated_rounds", "restarts", "watchdog"}
+        fields = self.model_dump(exclude=local)
         fields["train"].pop("parallel", None)  # nor how many ranks share a peer's training
         # Hosts keep files in different places; that the contents agree shows in the first graphs.
         map_link_files(fields, lambda file: Path(file).name)
@@ -219,10 +279,10 @@ class RunConfig(_Section):
     def heartbeat_s(self) -> float:
         """`transport.heartbeat_s`, or its default for this number of peers.
 
-        Heartbeats go over every connection three times in this time; between 200 peers at 5 s
-        they alone would keep two cores busy.
+        Heartbeats go over every connection, two to a neighbour, three times in this time; between
+        200 peers at 5 s they alone would keep two cores busy.
         """
-        return self.transport.heartbeat_s or max(5.0, 3 * self.peers**2 / 1000)
+        return self.transport.heartbeat_s or max(5.0, 6 * self.peers**2 / 1000)
 
     def private_seed(self, peer: int, purpose: str) -> int:
         """A 63-bit seed that differs between peers and purposes and follows from `seed`."""
@@ -246,9 +306,14 @@ def parse(tables: Mapping[str, object], folder: Path, where: str = "run") -> Run
     if "folder" in tables:
         raise ConfigError(f"{where}: folder: unknown key; {nearest('folder', keys_of(RunConfig))}")
     try:
-        return RunConfig.model_validate({**tables, "folder": folder})
+        config = RunConfig.model_validate({**tables, "folder": folder})
     except ValidationError as error:
         raise ConfigError(explain(error, where, _SECTIONS)) from error
+    if config.initial_peers is not None and not config.elastic:
+        raise ConfigError(f"{where}: initial_peers: needs elastic = true")
+    if config.first_peers > config.peers:
+        raise ConfigError(f"{where}: initial_peers: expected at most peers = {config.peers}")
+    return config
 
 
 def dump(config: RunConfig, path: Path) -> None:
@@ -292,6 +357,8 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "devices": DeviceConfig,
     "network": NetworkConfig,
     "network.between": BetweenConfig,
+    "faults": FaultConfig,
+    "watchdog": WatchdogConfig,
 }
 """Sections of a run file by their path."""
 

@@ -29,6 +29,7 @@ class ExitCode(IntEnum):
     ISOLATED = 4
     STOPPED = 5
     BROKEN = 6
+    STUCK = 7
 
 
 WORST_FIRST = (
@@ -37,6 +38,7 @@ WORST_FIRST = (
     ExitCode.STARTUP,
     ExitCode.ISOLATED,
     ExitCode.BROKEN,
+    ExitCode.STUCK,
     ExitCode.STOPPED,
     ExitCode.DONE,
 )

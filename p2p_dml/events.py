@@ -56,6 +56,19 @@ class Skipped:
 
 
 @dataclass(frozen=True, slots=True)
+class Rejoined:
+    """The peer comes into a run that is under way, in `round`, with the model of `model_round`.
+
+    `source`: its own checkpoint, a neighbour's model (`neighbour`: whose), or the initial one.
+    """
+
+    round: int
+    source: Literal["checkpoint", "neighbour", "beginning"]
+    model_round: int
+    neighbour: PeerId | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Joined:
     """All neighbours of the first rounds have said hello; round 0 begins. `after_s` since start."""
 
@@ -105,7 +118,7 @@ class NeighbourChanged:
     """A neighbour became alive, slow, dead, or left; `why` in words."""
 
     neighbour: PeerId
-    state: Literal["alive", "slow", "dead", "left"]
+    state: Literal["alive", "slow", "stuck", "dead", "left"]
     round: int
     why: str
 
@@ -129,6 +142,30 @@ class Isolated:
 
     round: int
     heard: int
+
+
+@dataclass(frozen=True, slots=True)
+class Injected:
+    """A fault of the run file's `faults[fault]` befalls the peer now; not again when it is back."""
+
+    round: int
+    phase: str
+    kind: str
+    fault: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """The peer has been in one phase of a round for longer than its watchdog allows.
+
+    `phase`: "train", "send", "mix", "evaluate", "checkpoint" or "log" (writing an event). Told
+    again when that is over, with the `seconds` that it took in all.
+    """
+
+    round: int
+    phase: str
+    seconds: float
+    is_over: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +197,7 @@ class Finished:
 Event = (
     Started
     | Resumed
+    | Rejoined
     | Joined
     | RoundDone
     | Evaluated
@@ -167,6 +205,8 @@ Event = (
     | Rejected
     | Isolated
     | Skipped
+    | Injected
+    | Stuck
     | Checkpointed
     | Memory
     | Finished
@@ -258,7 +298,8 @@ def _is_superseded(line: Mapping[str, Any], round: int) -> bool:
     """Whether a line written before its peer resumed after `round` no longer counts."""
     if line["event"] == "evaluated":  # of the round itself too, as it was the last one only then
         return bool(line["round"] >= round)
-    return line["event"] != "resumed" and bool(line.get("round", 0) > round)
+    happened = line["event"] in ("resumed", "injected")  # to the peer, whatever its rounds
+    return not happened and bool(line.get("round", 0) > round)
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

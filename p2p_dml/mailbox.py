@@ -8,24 +8,32 @@ from __future__ import annotations
 
 import heapq
 import math
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
 from p2p_dml.types import Mail, Mailbox, Message, Payload, PeerId, Tag
 
+MANY = 16
+"""How many times a sender's queue can have been full when a peer comes to read what came."""
+
+TOO_MANY = "too many messages at once"
+
 
 @final
 class TaggedMailbox:
     """Synchronous rounds: the messages of one exchange go together, and are waited for.
 
-    At most `ahead` messages of a sender are kept for exchanges to come. Who has sent one of those
-    and none for this exchange will not: messages of a sender keep their order.
+    At most `ahead` messages of a sender are kept for exchanges to come, and MANY times as many late
+    ones. Who has sent one of those to come and none for this exchange will not: messages of a
+    sender keep their order.
     """
 
     def __init__(self, ahead: int) -> None:
         self._ahead = ahead
         self._tag = Tag(0)
+        self._lost: dict[PeerId, Tag] = {}  # up to where nothing comes any more
         self._due: dict[Tag, dict[PeerId, Payload]] = {}
         self._late: list[Message] = []
         self._num_bytes = 0
@@ -38,6 +46,8 @@ class TaggedMailbox:
     def put(self, message: Message, num_bytes: int) -> str | None:
         self._num_bytes += num_bytes
         if message.tag < self._tag:
+            if sum(m.sender == message.sender for m in self._late) >= MANY * self._ahead:
+                return TOO_MANY
             self._late.append(message)
             return None
         if sum(message.sender in mail for mail in self._due.values()) >= self._ahead:
@@ -47,6 +57,7 @@ class TaggedMailbox:
 
     def absent(self, senders: Iterable[PeerId]) -> list[PeerId]:
         heard = {j for mail in self._due.values() for j in mail}
+        heard |= {j for j, lost in self._lost.items() if self._tag <= lost}
         return [j for j in senders if j not in heard]
 
     def take(self, senders: Sequence[PeerId]) -> Mail:
@@ -60,6 +71,9 @@ class TaggedMailbox:
 
     def left(self, peer: PeerId) -> None:
         """What it has sent is kept for its exchanges."""
+
+    def comes_after(self, peer: PeerId, tag: Tag) -> None:
+        self._lost[peer] = tag
 
     def due_in_s(self) -> float:
         return math.inf
@@ -106,6 +120,9 @@ class NewestMailbox:
     def left(self, peer: PeerId) -> None:
         self._finished.add(peer)
 
+    def comes_after(self, peer: PeerId, tag: Tag) -> None:
+        """Nobody is waited for."""
+
     def due_in_s(self) -> float:
         return math.inf
 
@@ -118,19 +135,24 @@ class EveryMailbox:
     """Asynchronous rounds of strategies that count every message exactly once.
 
     The newest message of a sender is on time, its others and those of peers that are no neighbours
-    in this exchange are late; nothing is ever handed out again.
+    in this exchange are late; nothing is ever handed out again. No more than MANY times `ahead` of
+    a sender are kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ahead: int = sys.maxsize) -> None:
+        self._most = MANY * ahead
         self._came: list[Message] = []
         self._num_bytes = 0
 
     def begin(self, tag: Tag) -> None:
         """All that came is due."""
 
-    def put(self, message: Message, num_bytes: int) -> None:
+    def put(self, message: Message, num_bytes: int) -> str | None:
         self._num_bytes += num_bytes
+        if sum(m.sender == message.sender for m in self._came) >= self._most:
+            return TOO_MANY
         self._came.append(message)
+        return None
 
     def absent(self, senders: Iterable[PeerId]) -> list[PeerId]:
         return []
@@ -146,6 +168,9 @@ class EveryMailbox:
 
     def left(self, peer: PeerId) -> None:
         """What it has sent is still to be counted."""
+
+    def comes_after(self, peer: PeerId, tag: Tag) -> None:
+        """Nobody is waited for."""
 
     def due_in_s(self) -> float:
         return math.inf
@@ -202,6 +227,9 @@ class HoldingMailbox:
     def left(self, peer: PeerId) -> None:
         """Said after all of its messages have arrived: `ShapedTransport.close` sees to that."""
         self._mailbox.left(peer)
+
+    def comes_after(self, peer: PeerId, tag: Tag) -> None:
+        self._mailbox.comes_after(peer, tag)
 
     def due_in_s(self) -> float:
         return max(0.0, self._held[0].due - self._now()) if self._held else math.inf

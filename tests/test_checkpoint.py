@@ -177,3 +177,54 @@ def test_rounds_of_a_peer_newest_first(tmp_path: Path) -> None:
         (folder / stray).touch()
     assert checkpoint.saved_rounds(tmp_path, 3) == [1_000_000, 10, 2]
     assert checkpoint.saved_rounds(tmp_path, 4) == []
+
+
+# ---- as bytes, for a peer that comes in ----------------------------------------------------------
+
+
+def test_bytes_hold_what_a_file_holds() -> None:
+    found = checkpoint.decode(checkpoint.encode(WHOLE))
+    assert replace(found, tensors={}) == replace(WHOLE, tensors={})
+    for name, x in WHOLE.tensors.items():
+        assert torch.equal(found.tensors[name], x)
+
+
+def test_bytes_are_those_of_the_file(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, WHOLE)
+    assert (tmp_path / NAME).read_bytes() == checkpoint.encode(WHOLE)
+
+
+GOOD = checkpoint.encode(WHOLE)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff" * 8,
+        GOOD[:7],
+        GOOD[:-1],
+        GOOD + b"x",
+        GOOD.replace(b"ab12", b"ab13"),
+        GOOD[:-4] + b"\x01\x02\x03\x04",
+        (2).to_bytes(8, "little") + b"{}",
+        (4).to_bytes(8, "little") + b"null",
+        (100_000).to_bytes(8, "little") + b"[" * 100_000,
+    ],
+    ids=lambda data: f"{len(data)} bytes, {data[8:14]!r}",
+)
+def test_other_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(ConfigError, match="not a checkpoint of this runtime"):
+        checkpoint.decode(data)
+
+
+def test_the_newest_whole_one_of_a_run_counts(tmp_path: Path) -> None:
+    for round_ in (10, 20, 30, 40):
+        checkpoint.save(tmp_path, replace(WHOLE, round=round_))
+    checkpoint.save(tmp_path, replace(WHOLE, round=50, digest="of another run"))
+    torn = tmp_path / checkpoint.checkpoint_file(3, 40)
+    torn.write_bytes(torn.read_bytes()[:100])
+    found = checkpoint.newest(tmp_path, 3, "ab12")
+    assert found is not None
+    assert found.round == 30
+    assert checkpoint.newest(tmp_path, 4, "ab12") is None

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from p2p_dml.liveness import Change, Liveness
+from p2p_dml.liveness import FLOOD_S, Change, Liveness
 
 DRAIN_S = 2.0
 PEER = 7
@@ -65,6 +65,13 @@ def after(*acts: Act) -> Liveness:
         ((welcome, refuse), "alive", []),
         ((welcome, miss), "slow", ["slow: nothing within 1.5 s, still connected"]),
         ((welcome, miss, miss), "slow", ["slow"]),
+        ((welcome, miss, miss, miss), "stuck", ["slow", "stuck: nothing within 1.5 s, still conn"]),
+        ((welcome, miss, miss, deliver, miss, miss), "slow", ["slow", "alive", "slow"]),
+        ((welcome, miss, miss, miss, deliver), "alive", ["slow", "stuck", "alive: delivers again"]),
+        ((welcome, miss, miss, miss, welcome), "alive", ["slow", "stuck", "alive: connected"]),
+        ((welcome, miss, miss, welcome, miss), "slow", ["slow", "alive: connected", "slow"]),
+        ((welcome, miss, miss, miss, leave), "left", ["slow", "stuck", "left"]),
+        ((welcome, miss, miss, miss, break_off, drain), "dead", ["slow", "stuck", "dead"]),
         ((welcome, miss, deliver), "alive", ["slow", "alive: delivers again"]),
         ((welcome, miss, welcome), "alive", ["slow", "alive: connected again"]),
         ((welcome, break_off), "alive", []),
@@ -94,6 +101,10 @@ def test_states_and_changes(acts: tuple[Act, ...], state: str, changes: list[str
         ((), True, False),
         ((welcome,), True, True),
         ((welcome, miss), True, True),
+        ((welcome, miss, miss), True, True),
+        ((welcome, miss, miss, miss), False, True),
+        ((welcome, miss, miss, miss, deliver), True, True),
+        ((welcome, miss, miss, miss, break_off), False, False),
         ((welcome, break_off), True, False),
         ((welcome, break_off, welcome), True, True),
         ((welcome, break_off, drain), False, False),
@@ -140,3 +151,19 @@ def test_peers_do_not_touch_each_other() -> None:
     liveness = after(welcome, break_off, drain)
     assert liveness.state(8) == "connecting"
     assert liveness.is_awaited(8, 1000.0)
+
+
+def test_a_patience_of_1_gives_up_at_the_first_deadline() -> None:
+    liveness = Liveness(DRAIN_S, patience=1)
+    welcome(liveness)
+    miss(liveness)
+    assert [change.state for change in liveness.take_changes()] == ["stuck"]
+    assert not liveness.is_awaited(PEER, 10.0)
+
+
+def test_who_floods_is_not_waited_for_until_it_has_stopped_for_a_while() -> None:
+    liveness = after(welcome, lambda each: each.flooded(PEER, 100.0), deliver)
+    assert not liveness.is_awaited(PEER, 100.0 + FLOOD_S - 0.1)
+    assert liveness.is_awaited(PEER, 100.0 + FLOOD_S)
+    assert liveness.is_awaited(8, 100.0) and liveness.is_connected(PEER)
+    assert liveness.take_changes() == []

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
+from p2p_dml.mailbox import MANY, TOO_MANY, EveryMailbox, NewestMailbox, TaggedMailbox
 from p2p_dml.types import Mail, Mailbox, Message, Payload, PeerId, Tag
+from p2p_dml.wire import NEVER
 
 
 def message(sender: PeerId, round_: int, value: float = 0.0) -> Message:
@@ -60,6 +61,24 @@ def test_who_has_sent_for_a_later_exchange_is_not_awaited_and_is_ahead() -> None
     # Peer 3 is no neighbour in this exchange: that it is further on is as it should be.
     assert mailbox.take([0, 1, 2, 4]).ahead == 9
     assert take(mailbox, 7, 2).ahead == 0
+
+
+@pytest.mark.parametrize(
+    ("lost", "awaited"), [(Tag(4), [0, 1]), (Tag(5), [0]), (Tag(5, 1), [0]), (NEVER, [0])]
+)
+def test_what_was_lost_with_a_connection_is_not_awaited(lost: Tag, awaited: list[PeerId]) -> None:
+    mailbox = TaggedMailbox(ahead=4)
+    mailbox.begin(Tag(5))
+    mailbox.comes_after(1, lost)
+    assert mailbox.absent([0, 1]) == awaited
+
+
+def test_who_says_from_when_on_it_sends_is_awaited_again() -> None:
+    mailbox = TaggedMailbox(ahead=4)
+    mailbox.begin(Tag(5))
+    for lost, awaited in ((NEVER, []), (Tag(5), []), (Tag(4), [1])):
+        mailbox.comes_after(1, lost)
+        assert mailbox.absent([1]) == awaited
 
 
 # ---- newest ----------------------------------------------------------------------------------
@@ -125,3 +144,16 @@ def test_what_a_finished_neighbour_sent_is_still_handed_out(mailbox: Mailbox) ->
     mailbox.put(message(1, 1, 5.0), 4)
     mailbox.left(1)
     assert values(take(mailbox, 1, 1)) == {1: 5}
+
+
+@pytest.mark.parametrize("mailbox", [TaggedMailbox(2), EveryMailbox(2)])
+def test_no_more_than_so_many_late_messages_of_a_sender_are_kept(
+    mailbox: TaggedMailbox | EveryMailbox,
+) -> None:
+    mailbox.begin(Tag(1000))
+    message = Message(1, Tag(5), Payload({}))
+    assert [mailbox.put(message, 8) for _ in range(2 * MANY)] == [None] * (2 * MANY)
+    assert mailbox.put(message, 8) == TOO_MANY
+    assert mailbox.put(Message(2, Tag(6), Payload({})), 8) is None
+    assert len(mailbox.take([]).late) == 2 * MANY + 1
+    assert mailbox.put(message, 8) is None

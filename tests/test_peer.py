@@ -242,7 +242,9 @@ def test_without_rounds_to_do_nothing_is_saved() -> None:
         (_start(None, model_x=torch.zeros(1)), "its checkpoint is too old"),
         (_start("null", model_y=torch.zeros(1)), "does not fit the model"),
         (
-            _start('["class","SGPState",["weight","float"]]', model_x=torch.zeros(1)),
+            _start(
+                '["class","SGPState",["weight","float"],["sums","null"]]', model_x=torch.zeros(1)
+            ),
             "strategy/weight: missing",
         ),
         (

@@ -74,3 +74,18 @@ def test_num_bytes_counts_every_dtype() -> None:
 def test_mismatch_says_what_differs(got: dict[str, Tensor], message: str | None) -> None:
     found = tensors.mismatch(got, A)
     assert (found is None) if message is None else (found is not None and message in found)
+
+
+@pytest.mark.parametrize(
+    ("found", "name"),
+    [
+        ({}, None),
+        ({"i": torch.tensor([1]), "b": torch.tensor([True])}, None),
+        ({"a": torch.ones(2), "x": torch.tensor([1.0, float("nan")])}, "x"),
+        ({"x": torch.tensor([float("inf")]), "y": torch.tensor([float("-inf")])}, "x"),
+        ({"x": torch.full((2,), 3e38)}, None),  # whose sum is no float32
+        ({"x": torch.zeros(0)}, None),
+    ],
+)
+def test_the_first_that_is_not_finite(found: Tensors, name: str | None) -> None:
+    assert tensors.not_finite(found) == name

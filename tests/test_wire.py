@@ -180,7 +180,7 @@ def bad(place: int, message: str, *values: object) -> Iterable[tuple[int, object
 BAD_FIELDS = [
     *bad(0, "does not begin with the magic", "p2p", b"p2p_dml", None, 1, []),
     *bad(1, "speaks wire version", 0, 2, True, 1.0, "1", None, [[1]]),
-    *bad(2, "kind: unknown", -1, 7, True, 3.0, "ROUND", None, [3]),
+    *bad(2, "kind: unknown", -1, len(Kind), True, 3.0, "ROUND", None, [3]),
     *bad(3, "digest: expected 16 bytes", b"", DIGEST * 2, "0" * 16, None, 5),
     *bad(4, "sender: expected a natural number", -1, 1 << 63, True, 1.0, "1", None, []),
     *bad(5, "incarnation: expected a natural number", -1, (1 << 64) - 1, False, 1.0, {}),

@@ -21,7 +21,7 @@ from p2p_dml.assemble import (
     load_data,
     training_of,
 )
-from p2p_dml.checks import check_needs
+from p2p_dml.checks import check_everybody_begins, check_needs
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError, StartupError
 from p2p_dml.keys import Keys, new_pair
@@ -96,6 +96,7 @@ class Arrival:
     def prepare(self, config: RunConfig) -> Prepared:
         """Build everything that a rank needs, and see that all ranks have built the same."""
         parts = self._parts(config)
+        check_everybody_begins(config, "torchrun")
         check_needs(parts)
         num_gpus = torch.cuda.device_count()
         choice = choose(config.transport, self._place, num_gpus, _obstacle(parts))
@@ -335,6 +336,8 @@ def _obstacle(parts: Blueprint) -> str | None:
         return "rounds are asynchronous"
     if parts.network is not None:
         return "messages can be lost or late on the [network] that is emulated"
+    if parts.faults:
+        return "[[faults]] befall single peers"
     if parts.config.duration_s is not None:
         return "duration_s ends each peer after a round of its own"
     return None

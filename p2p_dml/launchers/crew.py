@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from typing import Any, final
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ExitCode
 from p2p_dml.launchers.process import STOP_GRACE_S, THREAD_VARIABLES
-from p2p_dml.launchers.rendezvous import Desk
+from p2p_dml.launchers.rendezvous import Book, Desk
 from p2p_dml.launchers.single import Assignment
 from p2p_dml.types import PeerId
 
@@ -40,16 +41,34 @@ class Crew:
         self._pids: dict[PeerId, int] = {}
         self._unread = b""
         self._stopped_at: float | None = None
+        self._restarts: Counter[PeerId] = Counter()
+        self._may_grow = False
+        self._has_met = False
         self.has_begun = False
         self.running: set[PeerId] = set()
         self.exit_codes: dict[PeerId, int] = {}
 
-    def begin(self, peers: Collection[PeerId], assignment: Mapping[str, Any]) -> None:
-        """Have `peers` forked, each with the same assignment but for its id."""
-        assert self._process.stdin is not None
+    def begin(
+        self,
+        peers: Collection[PeerId],
+        assignment: Mapping[str, Any],
+        restarts: int = 0,
+        *,
+        may_grow: bool = False,
+    ) -> None:
+        """Have `peers` forked, each with the same assignment but for its id.
+
+        Once all have met, one that is lost is started again, up to `restarts` times. `may_grow`:
+        others may be added then.
+        """
+        self._may_grow = may_grow or restarts > 0
         self.has_begun = True
         self.running = set(peers)
-        order = {"peers": sorted(self.running), "assignment": assignment}
+        self._restarts = Counter(dict.fromkeys(self.running, restarts))
+        self._order({"peers": sorted(self.running), "assignment": assignment})
+
+    def _order(self, order: Mapping[str, Any]) -> None:
+        assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it failed already; `listen` will find out
             self._process.stdin.write(json.dumps(order).encode() + b"\n")
             self._process.stdin.flush()
@@ -60,8 +79,8 @@ class Crew:
         startup_s: float,
         scratch: Path,
         meanwhile: Callable[[], None] = lambda: None,
-    ) -> None:
-        """Wait until all have data and address; what they have mapped from `scratch` goes.
+    ) -> Book:
+        """Wait until all have data and address; what nobody will map from `scratch` again goes.
 
         Raises Aborted if one ended, or all were told to, before; StartupError if some are late.
         """
@@ -70,8 +89,11 @@ class Crew:
             meanwhile()
             self.abort_if_ended()
 
-        desk.gather(startup_s, check)
-        shutil.rmtree(scratch / "data", ignore_errors=True)  # every peer has mapped it
+        book = desk.gather(startup_s, check)
+        if not self._may_grow:
+            shutil.rmtree(scratch / "data", ignore_errors=True)  # every peer has mapped it
+        self._has_met = True
+        return book
 
     def listen(self, timeout_s: float) -> None:
         """Take in what the nursery reports, waiting at most `timeout_s`."""
@@ -91,9 +113,34 @@ class Crew:
         for entry in map(json.loads, lines):
             if "pid" in entry:
                 self._pids[entry["peer"]] = entry["pid"]
-            else:
+            elif not self._has_started_again(entry["peer"], entry["code"]):
                 self.exit_codes[entry["peer"]] = entry["code"]
                 self.running.discard(entry["peer"])
+
+    def add(self, peers: Iterable[PeerId]) -> PeerId | None:
+        """Start the first of `peers` that does not run, into the run; None if it is no use.
+
+        That is if all run, or some have come to the end of the run.
+        """
+        if ExitCode.DONE in self.exit_codes.values():
+            return None
+        for peer in peers:
+            if peer not in self.running:
+                self.running.add(peer)
+                self.exit_codes.pop(peer, None)
+                self._order({"again": peer})
+                return peer
+        return None
+
+    def _has_started_again(self, peer: PeerId, code: int) -> bool:
+        """Have a peer forked anew if it was lost, not ended by an error of its own."""
+        is_lost = code < 0 or code == ExitCode.STUCK
+        if not is_lost or not self._has_met or self._stopped_at or not self._restarts[peer]:
+            return False
+        self._restarts[peer] -= 1
+        self._pids.pop(peer, None)
+        self._order({"again": peer})
+        return True
 
     def abort_if_ended(self) -> None:
         """End everything if a peer ended, or was told to, before all had met: Aborted."""
@@ -166,7 +213,8 @@ def assignment_of(
     everyone = Assignment(
         str(run.resolve()), str(scratch), home, me=0, starts=rounds, listen=listen
     )
-    return {key: value for key, value in asdict(everyone).items() if key != "me"}
+    own = {"me", "again"}
+    return {key: value for key, value in asdict(everyone).items() if key not in own}
 
 
 def last_words(scratch: Path, peers: Iterable[PeerId]) -> dict[PeerId, str]:

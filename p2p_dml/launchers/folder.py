@@ -91,6 +91,7 @@ def _facts(shared: Blueprint, model: nn.Module, mode: str, started: float) -> di
         "started": started,
         "strategy": shared.config.strategy.get("name"),
         "peers": shared.config.peers,
+        "first_peers": shared.config.first_peers,
         "rounds": shared.config.rounds,
         "seed": shared.config.seed,
         "params": sum(x.numel() for x in model.parameters()),

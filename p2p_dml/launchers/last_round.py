@@ -1,9 +1,9 @@
-"""After which round all peers of one machine stop, so that they save the same one.
+"""After which round all peers stop, so that they save the same one.
 
-A file of words, one for each peer and one for the launcher. Each peer says which round it begins,
-then looks whether the launcher has called for the end; the launcher calls, then looks which rounds
-have begun, and names the latest of them. Whichever comes first, a round that any peer has begun is
-done by all, and none begins a later one.
+A file of words on each machine, one for each peer and one for the launcher. Each peer says which
+round it begins, then looks whether the launcher has called for the end; the launcher calls, on all
+machines, then looks which rounds have begun, and names the latest of them. Whichever comes first, a
+round that any peer has begun is done by all, and none begins a later one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import time
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import final
 
@@ -36,16 +37,24 @@ class LastRound:
     def choose(self, done: int = 0) -> bool:
         """The launcher's: have all peers end after the latest round begun; whether they will.
 
-        They will not if none has begun a round after `done`; then none does any more. Nor if some
-        peer is more rounds behind than there are peers, as where they do not wait for each other:
-        then each is free to go on.
+        They will not if none has begun a round after `done`; then none does any more. Nor if there
+        is none that they `agreed` on: then each is free to go on.
         """
+        begun = self.call()
+        last = agreed(begun)
+        self.name(last)
+        return last is not None and last > done
+
+    def call(self, peers: Iterable[PeerId] | None = None) -> list[int]:
+        """Have nobody begin a round until one is named; which rounds `peers` (all) have begun."""
         self._write(0, _CALLED)
         words = os.pread(self._file, os.fstat(self._file).st_size, _WORD.size)
         begun = [int(round_) for (round_,) in _WORD.iter_unpack(words)]
-        last, is_close = max(begun), max(begun) - min(begun) <= len(begun)
-        self._write(0, last if is_close else _OPEN)
-        return is_close and last > done
+        return begun if peers is None else [begun[peer] for peer in peers]
+
+    def name(self, last: int | None) -> None:
+        """After `call`: nobody begins a round after `last`; None: all are free to go on."""
+        self._write(0, _OPEN if last is None else last)
 
     def is_over(self, me: PeerId, done: int) -> bool:
         """Peer `me`'s, before it begins the round after `done`: whether it is not to."""
@@ -63,3 +72,13 @@ class LastRound:
 
     def _write(self, place: int, word: int) -> None:
         os.pwrite(self._file, _WORD.pack(word), place * _WORD.size)
+
+
+def agreed(begun: Collection[int]) -> int | None:
+    """The last round of peers that have `begun` these: the latest.
+
+    None if some peer is more rounds behind than there are peers, as where they do not wait for each
+    other.
+    """
+    last = max(begun)
+    return last if last - min(begun) <= len(begun) else None

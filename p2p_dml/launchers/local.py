@@ -13,7 +13,7 @@ from p2p_dml.assemble import blueprint, load_data
 from p2p_dml.checks import check_all
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import WORST_FIRST, ExitCode
-from p2p_dml.launchers import folder
+from p2p_dml.launchers import folder, joining
 from p2p_dml.launchers.crew import Aborted, Crew, assignment_of, hired, last_words
 from p2p_dml.launchers.keyring import lend
 from p2p_dml.launchers.last_round import LastRound
@@ -21,7 +21,7 @@ from p2p_dml.launchers.process import on_stop_signals
 from p2p_dml.launchers.rendezvous import Desk
 from p2p_dml.launchers.resuming import Past, take_up
 from p2p_dml.launchers.scratch import lay_out, temporary_folder
-from p2p_dml.launchers.single import LAST_ROUND, check_transport
+from p2p_dml.launchers.single import LAST_ROUND, check_transport, socket_of
 from p2p_dml.types import PeerId
 
 
@@ -97,33 +97,42 @@ def run(
         done = min(starts.values()) if starts else 0
         words = LastRound.create(scratch / LAST_ROUND, config.peers, done)
         last = stack.enter_context(closing(words))
-        peers = range(config.peers)
+        peers = range(config.first_peers)
         desk = Desk(scratch / "desk.sock", peers)
-        crew.begin(peers, assignment_of(config, path, scratch, starts=starts))
+        everyone = assignment_of(config, path, scratch, starts=starts)
+        crew.begin(peers, everyone, config.restarts, may_grow=config.elastic)
         update = watch(path, started)
 
         def stop() -> None:  # the peers, not the launcher
             crew.stop(is_agreed=shared.pace.waits and last.choose(done))
 
         with on_stop_signals(stop, each=True):
-            exit_codes = _attend(crew, desk, config.transport.startup_s, scratch, update)
+            exit_codes = _attend(crew, desk, config, scratch, path, update)
         return Outcome(path, exit_codes, last_words(scratch, exit_codes))
 
 
 def _attend(
-    crew: Crew, desk: Desk, startup_s: float, scratch: Path, update: Callable[[], None]
+    crew: Crew,
+    desk: Desk,
+    config: RunConfig,
+    scratch: Path,
+    path: Path,
+    update: Callable[[], None],
 ) -> dict[PeerId, int]:
     """Bring the peers together and wait for their ends; returns how each ended."""
     exit_codes = crew.exit_codes
     try:
-        crew.gather(desk, startup_s, scratch)
-        desk.publish()
+        book = crew.gather(desk, config.transport.startup_s, scratch)
+        later = range(config.first_peers, config.peers)
+        desk.publish(book | {peer: socket_of(scratch, peer) for peer in later})
     except Aborted as aborted:
         exit_codes = aborted.exit_codes
     finally:
         desk.close()
     while crew.running:
         crew.listen(0.25)
+        if config.elastic:
+            joining.answer(path, lambda: crew.add(range(config.peers)))
         update()
     update()
     return exit_codes

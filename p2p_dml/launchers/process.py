@@ -123,12 +123,21 @@ def allow_many_files() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def memory_mb() -> tuple[float, float]:
-    """Proportional and resident set size of this process in MB (10^6 bytes)."""
-    sizes = {}
-    with open("/proc/self/smaps_rollup", encoding="ascii") as lines:
-        for line in lines:
-            key, _, rest = line.partition(":")
-            if key in ("Pss", "Rss"):
-                sizes[key] = int(rest.split()[0]) * 1024 / 1e6
-    return sizes["Pss"], sizes["Rss"]
+def memory_mb() -> tuple[float, float] | None:
+    """Proportional and resident set size of this process in MB (10^6 bytes).
+
+    None where they cannot be read, such as for want of a file descriptor.
+    """
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    table = {key: rest for key, _, rest in (line.partition(":") for line in lines)}
+    pss, rss = (int(table[key].split()[0]) * 1024 / 1e6 for key in ("Pss", "Rss"))
+    return pss, rss
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it says that there was no memory left, on the machine or on a GPU."""
+    words = ("can't allocate memory", "out of memory")  # of torch, on CPUs and on GPUs
+    return isinstance(error, MemoryError) or any(each in str(error) for each in words)

@@ -7,7 +7,9 @@ so none can be taken in between.
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import selectors
 import socket
 import time
@@ -16,9 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from p2p_dml.errors import StartupError
+from p2p_dml.files import write_whole
 from p2p_dml.types import PeerId
 
 Book = dict[PeerId, str]
+
+_BOOK = ".book"
 
 
 class Desk:
@@ -26,6 +31,7 @@ class Desk:
 
     def __init__(self, path: Path, peers: Collection[PeerId]) -> None:
         self._peers = frozenset(peers)
+        self._left_behind = path.with_suffix(_BOOK)
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(str(path))
         self._listener.listen(len(self._peers))
@@ -56,8 +62,12 @@ class Desk:
         self._visitors.append(visitor)
 
     def publish(self, book: Book | None = None) -> None:
-        """Answer every registered peer with the book; `book`: that of peers elsewhere too."""
+        """Answer every registered peer with the book; `book`: that of peers elsewhere too.
+
+        It stays beside the desk, for peers that are started again.
+        """
         answer = json.dumps(book or self._book).encode() + b"\n"
+        self._left_behind.write_bytes(answer)
         for visitor in self._visitors:
             visitor.sendall(answer)
         self.close()
@@ -80,4 +90,24 @@ def register(desk: Path, peer: PeerId, endpoint: str) -> Book:
             answer = lines.readline()
     if not answer:
         raise StartupError(f"peer {peer}: the launcher went away before the run began")
+    return _book_in(answer)
+
+
+def recall(desk: Path, peer: PeerId, endpoint: str) -> Book:
+    """The book that was published before this peer was started again, now at `endpoint`.
+
+    That is put into it: of two that were started again, the later one knows where the other is.
+    """
+    file = desk.with_suffix(_BOOK)
+    folder = os.open(desk.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        book = _book_in(file.read_bytes()) | {peer: endpoint}
+        write_whole(file, json.dumps(book).encode() + b"\n")
+    finally:
+        os.close(folder)
+    return book
+
+
+def _book_in(answer: bytes) -> Book:
     return {int(key): address for key, address in json.loads(answer).items()}

@@ -25,16 +25,17 @@ from p2p_dml.events import Resumed, event_file, read_events, standing
 from p2p_dml.launchers import folder
 from p2p_dml.types import PeerId
 
-_LONGER = ("rounds", "duration_s")
+LONGER = ("rounds", "duration_s")
 """Keys that peers must agree on, and that change nothing in the rounds that are done."""
 
 _COMMANDS = {
     "run": "p2p-dml run",
     "simulate": "p2p-dml simulate",
     "torchrun": "torchrun … -m p2p_dml",
+    "launch": "p2p-dml launch HOSTS.toml",
 }
 
-_ELSEWHERE = {"peer": "started one by one", "launch": "on several hosts", "up": "in containers"}
+_ELSEWHERE = {"peer": "started one by one", "up": "in containers"}
 
 Say = Callable[[str], None]
 
@@ -67,8 +68,10 @@ class Start:
         return Resumed(self.checkpoint.round if self.checkpoint else 0)
 
 
-def read(path: Path, overrides: Sequence[str], mode: str) -> Past:
+def read(path: Path, overrides: Sequence[str], mode: str | None) -> Past:
     """Read the folder of a run that was made as `mode` says, and apply `key=value` overrides.
+
+    `mode` None: however, for a peer whose launcher has checked it.
 
     Raises ConfigError if it is none, damaged, of another version or command, or if an override
     would change the rounds that are done.
@@ -79,7 +82,7 @@ def read(path: Path, overrides: Sequence[str], mode: str) -> Past:
             f"{path}: this run began with p2p_dml {facts['version']}, and this is {__version__}; "
             "a run goes on with the version it began with"
         )
-    if facts["mode"] != mode:
+    if mode is not None and facts["mode"] != mode:
         found = str(facts["mode"])
         command = _COMMANDS.get(found)
         hint = (
@@ -121,12 +124,12 @@ def _facts(path: Path) -> dict[str, Any]:
 
 def _check_overrides(before: RunConfig, after: RunConfig) -> None:
     old, new = (json.loads(each.canonical()) for each in (before, after))
-    changed = [key for key in old if key not in _LONGER and old[key] != new[key]]
+    changed = [key for key in old if key not in LONGER and old[key] != new[key]]
     if changed:
         local = sorted(RunConfig.model_fields.keys() - old.keys() - {"folder"})
         raise ConfigError(
             f"--set {changed[0]}: the rounds that are done were done with another value; a resumed "
-            f"run takes {', '.join((*_LONGER, *local))}"
+            f"run takes {', '.join((*LONGER, *local))}"
         )
 
 
@@ -138,10 +141,15 @@ def check_unchanged(past: Past, shared: Blueprint, model: nn.Module) -> None:
     stored = run_files.load(past.path / folder.SETTINGS, folder=past.config.folder)
     same = replace(shared, config=stored)
     if same.digest(model).hex() not in past.digests:
-        raise ConfigError(
-            f"{past.path / folder.SETTINGS}: no longer the run that the checkpoints are of: it, a "
-            "file that it names or the model was changed; undo that, and use --set for rounds"
-        )
+        raise changed(past)
+
+
+def changed(past: Past) -> ConfigError:
+    """What to say when the checkpoints are of another run than `run.toml` says."""
+    return ConfigError(
+        f"{past.path / folder.SETTINGS}: no longer the run that the checkpoints are of: it, a "
+        "file that it names or the model was changed; undo that, and use --set for rounds"
+    )
 
 
 # ---- how far the peers are --------------------------------------------------------------------
@@ -313,8 +321,19 @@ def go_on(
     Checkpoints of later rounds and halves of files are removed: these rounds are done again. The
     folder must be claimed. `started`: when the command began. StorageError if it cannot be written.
     """
-    path, run = past.path, shared.config
-    digest = shared.digest(model).hex()
+    take_down(past, shared.config, shared.digest(model).hex(), rounds, started, program)
+
+
+def take_down(
+    past: Past,
+    run: RunConfig,
+    digest: str,
+    rounds: Mapping[PeerId, int],
+    started: float,
+    program: str = "p2p-dml",
+) -> None:
+    """As `go_on`, for a launcher that builds no model: the `digest` is that of the run from now."""
+    path = past.path
     again = {
         "at": started,
         "round": min(rounds.values()),

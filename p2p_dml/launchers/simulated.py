@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
@@ -24,10 +25,13 @@ from p2p_dml.assemble import (
     loop_of,
     why_alone,
 )
-from p2p_dml.checks import check_all
+from p2p_dml.checkpoint import write_file
+from p2p_dml.checks import check_all, check_everybody_begins
 from p2p_dml.config import RunConfig
-from p2p_dml.errors import ConfigError, ExitCode, P2PError
+from p2p_dml.errors import ConfigError, P2PError
 from p2p_dml.events import EventLog, Finished, Joined, Started, event_file
+from p2p_dml.faults import Agenda
+from p2p_dml.faults.simulated import Fate, Mortal, check_possible
 from p2p_dml.launchers import folder
 from p2p_dml.launchers.local import Outcome
 from p2p_dml.launchers.process import keep_freed_memory, on_stop_signals
@@ -76,8 +80,10 @@ def simulate(
     path = past.path if past else folder.choose(out, config)
     torch.set_num_threads(config.threads)
     shared = blueprint(config, *load_data(config))
+    check_everybody_begins(config, "a simulation")
     model = check_all(shared)
     clocks = _virtual_clocks(shared)
+    check_possible(shared.faults)
     learners, is_batched = _learners(shared, device_of(device), batched, say)
     if past is None:
         folder.create(
@@ -96,13 +102,27 @@ def simulate(
         logs = [_log(path, peer, started, clocks) for peer in range(config.peers)]
         for log in logs:
             stack.callback(log.close)
+        fates = {
+            peer: Fate(Agenda(own, event_file(path, peer)), logs[peer].write)
+            for peer, own in shared.faults.items()
+        }
         digest = shared.digest(model)
         loops = [
-            _loop(shared, learner, digest, path, log, started, clocks, starts.pop(log.peer, None))
+            _loop(
+                shared,
+                learner,
+                digest,
+                path,
+                log,
+                started,
+                clocks,
+                starts.pop(log.peer, None),
+                fates.get(log.peer),
+            )
             for learner, log in zip(learners, logs, strict=True)
         ]
-        codes = _run(shared, loops, logs, clocks, watch(path, started))
-    return Outcome(path, {me: int(code) for me, code in enumerate(codes)})
+        codes = _run(shared, loops, fates, logs, clocks, watch(path, started))
+    return Outcome(path, dict(enumerate(codes)))
 
 
 def _starts(
@@ -115,12 +135,20 @@ def _starts(
 def _run(
     shared: Blueprint,
     loops: Sequence[PeerLoop],
+    fates: Mapping[PeerId, Fate],
     logs: Sequence[EventLog],
     clocks: Sequence[VirtualClock],
     update: Callable[[], None],
-) -> list[ExitCode]:
-    """Run all loops to their end, calling `update` meanwhile; the end is in every log."""
-    hub, told = Hub(), Event()
+) -> list[int]:
+    """Run all loops to their end, calling `update` meanwhile; the end is in every log.
+
+    But not in those of peers that their fate has killed, as on processes.
+    """
+
+    def is_gone(peer: PeerId) -> bool:
+        return peer in fates and fates[peer].has_died
+
+    hub, told = Hub(lambda tag, sender, receiver: is_gone(receiver)), Event()
     transports = [
         _transport(shared, loop.me, hub, clocks[loop.me] if clocks else None) for loop in loops
     ]
@@ -131,17 +159,20 @@ def _run(
             for loop in loops:
                 loop.stop()
 
+    runs = [Mortal(loop, fates[loop.me]) if loop.me in fates else loop for loop in loops]
     run = lockstep if shared.pace.waits else free_running
     try:
         with on_stop_signals(told.set):
-            codes = run(loops, transports, clocks, between)
+            codes = run(runs, transports, clocks, between)
     except P2PError as error:
         for loop, log in zip(loops, logs, strict=True):
-            log.write(Finished(loop.round, error.exit_code, str(error)))
+            if not is_gone(loop.me):
+                log.write(Finished(loop.round, error.exit_code, str(error)))
         raise
     for loop, log, code in zip(loops, logs, codes, strict=True):
-        log.write(Finished(loop.round, code))
-    return codes
+        if not is_gone(loop.me):
+            log.write(Finished(loop.round, code))
+    return [-signal.SIGKILL if is_gone(me) else int(code) for me, code in enumerate(codes)]
 
 
 def _transport(shared: Blueprint, me: PeerId, hub: Hub, clock: VirtualClock | None) -> Transport:
@@ -216,6 +247,7 @@ def _loop(
     started: float,
     clocks: Sequence[VirtualClock],
     start: Start | None,
+    fate: Fate | None,
 ) -> PeerLoop:
     """The loop of one peer, whose log gets its first lines. `start`: in a resumed run."""
     me = log.peer
@@ -227,4 +259,14 @@ def _loop(
     log.write(Joined(0.0 if clocks else time.time() - started))
     clock = clocks[me] if clocks else None
     origin = start.checkpoint if start else None
-    return loop_of(shared, learner, me, digest, path, log.write, clock=clock, start=origin)
+    return loop_of(
+        shared,
+        fate.learner(learner) if fate else learner,
+        me,
+        digest,
+        path,
+        log.write,
+        clock=clock,
+        start=origin,
+        write=fate.write if fate else write_file,
+    )

@@ -17,34 +17,40 @@ from torch import nn
 from p2p_dml import config as run_files
 from p2p_dml import data
 from p2p_dml.assemble import Blueprint, blueprint, learner_of, load_data, loop_of
+from p2p_dml.checkpoint import write_file
 from p2p_dml.checks import check_needs
 from p2p_dml.config import RunConfig
 from p2p_dml.drive import drive
 from p2p_dml.errors import ConfigError, ExitCode, P2PError, StorageError, exit_code_of
 from p2p_dml.events import Event, EventLog, Finished, Joined, Started, event_file
+from p2p_dml.faults.process import injector_of
 from p2p_dml.keys import Keys
 from p2p_dml.launchers import folder
 from p2p_dml.launchers.addresses import bind_of, find, places
+from p2p_dml.launchers.entering import Entrant, model_of
 from p2p_dml.launchers.keyring import keys_of
 from p2p_dml.launchers.last_round import LastRound
 from p2p_dml.launchers.process import (
     allow_many_files,
+    is_out_of_memory,
     keep_freed_memory,
     memory_mb,
     on_stop_signals,
     release_freed_memory,
 )
-from p2p_dml.launchers.rendezvous import register
+from p2p_dml.launchers.rendezvous import recall, register
 from p2p_dml.launchers.resuming import Start, read, start_of
 from p2p_dml.launchers.scratch import laid_out
 from p2p_dml.launchers.stopping import StoppedEarly
 from p2p_dml.learners import FunctionLearner
+from p2p_dml.links.elastic import Elastic
 from p2p_dml.pace import WallClock
 from p2p_dml.peer import LocalLearner, PeerLoop
 from p2p_dml.tensors import num_bytes, num_elements
 from p2p_dml.transports.at_home import at_home
 from p2p_dml.transports.zeromq import Limits, ZeroMQTransport
-from p2p_dml.types import Need, PeerId
+from p2p_dml.types import Need, PeerId, Transport
+from p2p_dml.watchdog import Watchdog
 
 CPU = torch.device("cpu")
 Introduce = Callable[[str], Mapping[PeerId, str]]
@@ -75,6 +81,7 @@ class Assignment:
     `shared` is the launcher's folder with data set, shards and sockets; relative paths of the run
     file begin at `folder`. `starts`: the round that each peer of a resumed run goes on after.
     `listen`: where each peer listens, those of other hosts too; None: where the system likes.
+    `again`: the peer was lost, and the others are past the beginning.
     """
 
     run: str
@@ -83,6 +90,7 @@ class Assignment:
     me: PeerId
     starts: Sequence[int] | None = None
     listen: Sequence[str] | None = None
+    again: bool = False
 
 
 def run_assignment(task: Assignment) -> ExitCode:
@@ -107,22 +115,32 @@ def _run_assignment(
     config = run_files.load(run / folder.SETTINGS, folder=Path(task.folder))
     parts = laid_out(config, shared, task.me)
     is_ipc = config.transport.scheme == "ipc"
-    bind = f"ipc://{shared}/{task.me}.sock" if is_ipc else "tcp://127.0.0.1:*"
+    bind = socket_of(shared, task.me) if is_ipc else "tcp://127.0.0.1:*"
     if task.listen is not None:
         bind = task.listen[task.me]
     learner = learner_of(parts, parts.model(), task.me)
     start = None
-    if task.starts is not None:
-        start = start_of(read(run, (), "run"), task.me, task.starts[task.me])
-    desk = _desk(shared, task.me)
+    if task.starts is not None and not task.again:
+        start = start_of(read(run, (), None), task.me, task.starts[task.me])
+    meet = recall if task.again else register
     keys = keys_of(config, task.me, task.listen or [bind], shared)
     return run_peer(
-        parts, learner, task.me, run, bind, desk, keys=keys, start=start, is_over=is_over
+        parts,
+        learner,
+        task.me,
+        run,
+        bind,
+        lambda endpoint: meet(shared / "desk.sock", task.me, endpoint),
+        keys=keys,
+        start=start,
+        is_over=is_over,
+        again=task.again,
     )
 
 
-def _desk(shared: Path, me: PeerId) -> Introduce:
-    return lambda endpoint: register(shared / "desk.sock", me, endpoint)
+def socket_of(shared: Path, peer: PeerId) -> str:
+    """Where a peer of a local run listens, if by a Unix socket."""
+    return f"ipc://{shared}/{peer}.sock"
 
 
 def run_alone(config: RunConfig, me: PeerId, out: Path) -> ExitCode:
@@ -220,12 +238,14 @@ def run_peer(
     patient: bool = False,
     start: Start | None = None,
     is_over: Callable[[int], bool] = lambda done: False,
+    again: bool = False,
 ) -> ExitCode:
     """Bind, meet the neighbours, run all rounds, take leave; every ending is in the event log.
 
     `keys`: all is encrypted with them. `home`: where received tensors are wanted. `on_round` is
     called after each round. `patient`: a second signal does not kill. `start`: where to go on, in a
     resumed run. `is_over` is asked after each round, and before the first, whether to stop there.
+    `again`: the run is under way without this peer, even if none of its neighbours is there.
     """
     if num_bytes(learner.params) >= LARGE_MODEL_BYTES:
         keep_freed_memory()
@@ -239,7 +259,10 @@ def run_peer(
     if emulation is not None:
         mailbox = emulation.mailbox(mailbox)
     report = before_log.append
-    transport = ZeroMQTransport(me, bind, digest, incarnation, limits, report, mailbox, keys)
+    elastic = parts.schedule if isinstance(parts.schedule, Elastic) else None
+    transport = ZeroMQTransport(
+        me, bind, digest, incarnation, limits, report, mailbox, keys, elastic
+    )
     try:
         # The log opens after the bind: a second peer with this id fails before it writes a line.
         with closing(EventLog(event_file(run, me), me)) as log:
@@ -248,23 +271,62 @@ def run_peer(
             if start is not None:
                 log.write(start.event)
             origin = start.checkpoint if start else None
-            loop = loop_of(parts, learner, me, digest, run, log.write, memory_mb, start=origin)
+            faults = injector_of(me, parts.faults.get(me, ()), log, learner)
+            watchdog = Watchdog(me, parts.config.watchdog, log.write)
+            transport.on_event = watchdog.log
+            loop = loop_of(
+                parts,
+                watchdog.learner(faults.learner if faults else learner),
+                me,
+                digest,
+                run,
+                watchdog.log,
+                memory_mb,
+                start=origin,
+                write=watchdog.writer(faults.write if faults else write_file),
+            )
             straggler_s = parts.config.transport.straggler_s
+            entrant = Entrant(
+                me=me,
+                run=run,
+                digest=digest,
+                learner=learner,
+                waits=parts.pace.waits,
+                elastic=elastic,
+                startup_s=limits.startup_s,
+                on_event=log.write,
+            )
 
             def each_round() -> None:
                 on_round()
+                if transport.is_asked:
+                    transport.give_model(model_of(me, loop.round, digest, learner))
                 if is_over(loop.round):
                     loop.stop()
 
             def rounds() -> ExitCode:
                 if is_over(loop.round):
                     raise StoppedEarly(_STOPPED_EARLY)
-                carrier = emulation.transport(transport) if emulation else transport
-                code = drive(loop, at_home(carrier, home), straggler_s, each_round)
+                carrier: Transport = emulation.transport(transport) if emulation else transport
+                carrier = watchdog.transport(faults.transport(carrier) if faults else carrier)
+                with watchdog:
+                    code = drive(loop, at_home(carrier, home), straggler_s, each_round)
+                if elastic is not None and code is ExitCode.STOPPED:
+                    elastic.dismiss(me, loop.round)
+                    transport.tell_members()
                 carrier.close()
                 return code
 
-            return _live(loop, transport, log, introduce, rounds, patient=patient)
+            def meet() -> None:
+                book, first = introduce(transport.endpoint), loop.neighbours(loop.round + 1)
+                is_new = elastic is not None and not elastic.has(me, 1)
+                first = frozenset(book) if is_new else first
+                transport.open(book, first, is_under_way=again or is_new)
+                if transport.is_outside:
+                    entrant.enter(transport, loop)
+                    transport.expect(loop.neighbours(loop.round + 1))
+
+            return _live(loop, transport, log, meet, rounds, patient=patient)
     finally:
         transport.on_event = before_log.append  # the log is closed
         transport.close()
@@ -274,7 +336,7 @@ def _live(
     loop: PeerLoop,
     transport: ZeroMQTransport,
     log: EventLog,
-    introduce: Introduce,
+    meet: Callable[[], None],
     rounds: Callable[[], ExitCode],
     *,
     patient: bool,
@@ -289,7 +351,7 @@ def _live(
 
     try:
         with on_stop_signals(stop, each=patient):
-            transport.open(introduce(transport.endpoint), loop.neighbours(loop.round + 1))
+            meet()
             log.write(Joined(time.monotonic() - begin))
             has_met = True
             release_freed_memory()
@@ -307,6 +369,8 @@ def in_words(error: Exception) -> str:
     """The message of an error, for the log and the launcher."""
     if isinstance(error, P2PError):
         return str(error)
+    if is_out_of_memory(error):
+        return f"out of memory: {error}"
     return f"bug, please report it with the log: {type(error).__name__}: {error}"
 
 

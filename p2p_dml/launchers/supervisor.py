@@ -15,11 +15,14 @@ import signal
 import sys
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, NoReturn, final
 
+from torch import nn
+
 from p2p_dml import config as run_files
-from p2p_dml.assemble import blueprint, load_data
+from p2p_dml.assemble import Blueprint, blueprint, load_data
 from p2p_dml.checks import check_all
 from p2p_dml.config import RunConfig
 from p2p_dml.data import Dataset
@@ -71,22 +74,36 @@ class Line:
 class _Host:
     """The peers here, and what the launcher wants of them."""
 
-    def __init__(self, line: Line, crew: Crew) -> None:
+    def __init__(self, line: Line, crew: Crew, last: LastRound) -> None:
         self._line = line
         self._crew = crew
+        self._last = last
         self._heard: set[str] = set()
         self._told: set[int] = set()
 
     def listen(self, timeout_s: float) -> None:
         """Take the next order, if there is one; let the launcher know who has ended."""
         order = self._line.next(timeout_s)
-        if order is not None and order["do"] == "stop":
-            self._crew.stop(is_agreed=False)
-        elif order is not None:
-            self._heard.add(order["do"])
+        if order is not None:
+            self._obey(order)
         for peer in self._crew.exit_codes.keys() - self._told:
             self._told.add(peer)
             self._line.say({"ended": peer, "code": self._crew.exit_codes[peer]})
+
+    def _obey(self, order: Mapping[str, Any]) -> None:
+        """Stop: at once, or by `call` and `end` after a round that all hosts agree on."""
+        what = order["do"]
+        if what == "stop":
+            self._crew.stop(is_agreed=False)
+        elif what == "call":
+            self._crew.stop(is_agreed=True)
+            self._line.say({"begun": self._last.call(sorted(self._crew.running))})
+        elif what == "end":
+            self._last.name(order["round"])
+            if order["round"] is None:
+                self._crew.signal(signal.SIGTERM)
+        else:
+            self._heard.add(what)
 
     def wait_for(self, what: str) -> None:
         """Wait until the launcher says so; Aborted if peers end, or are told to, before."""
@@ -117,25 +134,52 @@ class _Host:
 def supervise(order: Mapping[str, Any], launcher: Line) -> None:
     """Run the peers that `order` names to their end; P2PError if they cannot begin."""
     home, run, peers = Path(order["home"]), Path(order["run"]), order["peers"]
-    config = run_files.load(home / "run.toml")
+    config, past = run_files.load(home / "run.toml"), order["past"]
+    starts = dict(enumerate(past["starts"])) if past else None
     with ExitStack() as stack:
         scratch = stack.enter_context(temporary_folder())
         crew = stack.enter_context(hired(config.threads))
-        host = _Host(launcher, crew)
+        done = min(starts.values()) if starts else 0
+        last = LastRound.create(scratch / LAST_ROUND, config.peers, done)
+        host = _Host(launcher, crew, stack.enter_context(closing(last)))
         dataset, shards = load_data(config)
         shared = blueprint(config, dataset, shards)
         model = check_all(shared)
         folder.create(run, shared, model, "launch", order["started"])
         lay_out(dataset, {peer: shards[peer] for peer in peers if shards}, scratch)
-        stack.enter_context(closing(LastRound.create(scratch / LAST_ROUND, config.peers)))
-        facts = json.loads((run / folder.FACTS).read_text(encoding="utf-8"))
-        launcher.say({"ready": {"facts": facts, "data": digest(dataset)}})
+        ready = {"facts": _facts(run), "data": digest(dataset)}
+        if past:
+            ready["before"] = _take_up(past, shared, model, home, run)
+        launcher.say({"ready": ready})
         host.wait_for("begin")
         desk = Desk(scratch / "desk.sock", peers)
-        crew.begin(peers, assignment_of(config, run, scratch, listen=order["listen"]))
+        listen = order["listen"]
+        everyone = assignment_of(config, run, scratch, starts=starts, listen=listen)
+        crew.begin(peers, everyone, config.restarts)
         exit_codes = host.run(desk, config, scratch)
         errors = last_words(scratch, peers)
         launcher.say({"over": {"exit_codes": exit_codes, "errors": errors}})
+
+
+def _facts(run: Path) -> dict[str, Any]:
+    facts: dict[str, Any] = json.loads((run / folder.FACTS).read_text(encoding="utf-8"))
+    return facts
+
+
+def _take_up(
+    past: Mapping[str, Any], shared: Blueprint, model: nn.Module, home: Path, run: Path
+) -> str:
+    """Let peers find the checkpoints that the launcher has brought to `home`.
+
+    Returns the digest of the run as it was before: with the `rounds` and `duration_s` of then.
+    """
+    folder.write_facts(run, {**_facts(run), "earlier_digests": past["digests"]})
+    for file in home.glob("checkpoints/*/*"):
+        link = run / file.relative_to(home)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(file)
+    before = shared.config.model_copy(update=past["before"])
+    return replace(shared, config=before).digest(model).hex()
 
 
 def digest(dataset: Dataset | None) -> str | None:

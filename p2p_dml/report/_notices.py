@@ -22,13 +22,17 @@ def notices(run: Run, summary: Summary) -> list[str]:
     """Resumptions, losses, deaths, returns, rejections, isolation, stragglers, …; at most 50."""
     found = [
         *_emulated(run),
+        *_planned(run),
         *_resumptions(run),
         *map(lost_sentence, summary.lost),
         *_reported(run, "dead", "declared dead"),
+        *_entries(run),
         *_returns(run),
         *_rejections(run),
         *_isolations(run),
         *_skips(run),
+        *_hangs(run),
+        *_reported(run, "stuck", "given up on"),
         *_reported(run, "slow", "reported slow"),
         *_stragglers(run),
     ]
@@ -41,6 +45,14 @@ def _emulated(run: Run) -> list[str]:
     return [f"slow on purpose, as [stragglers] says: peers {', '.join(map(str, slow))}"] * bool(
         slow
     )
+
+
+def _planned(run: Run) -> list[str]:
+    return [
+        f"on purpose, as [[faults]] says: {kind} in round {round}, phase {phase}: peers "
+        f"{', '.join(str(line['peer']) for line in sorted(lines, key=lambda x: int(x['peer'])))}"
+        for (round, phase, kind), lines in _grouped(run, "injected", "round", "phase", "kind")
+    ]
 
 
 def _grouped(run: Run, event: str, *keys: str) -> list[tuple[tuple[Hashable, ...], list[Line]]]:
@@ -64,6 +76,20 @@ def _reported(run: Run, state: str, verb: str) -> list[str]:
     return sentences
 
 
+def _hangs(run: Run) -> list[str]:
+    """Phases that the peers' own watchdogs found too long, and what they took as far as told."""
+    lines = {
+        (line["peer"], line["round"], line["phase"]): line
+        for _, found in _grouped(run, "stuck", "peer")
+        for line in found
+    }
+    return [
+        f"peer {peer} was stuck in {phase!r} in round {round} for "
+        f"{human_seconds(line['seconds'])}" + " and more" * (not line["is_over"])
+        for (peer, round, phase), line in lines.items()
+    ]
+
+
 def _resumptions(run: Run) -> list[str]:
     return [
         f"resumed after {_in_words([line['round'] for line in lines])}"
@@ -81,6 +107,23 @@ def _sessions(run: Run) -> list[list[Line]]:
 def _in_words(rounds: Sequence[int]) -> str:
     first, last = min(rounds), max(rounds)
     return f"round {first}" if first == last else f"rounds {first} to {last}, each peer its own"
+
+
+def _entries(run: Run) -> list[str]:
+    """Who came into the run while it went on, and with which model."""
+    lines = [line for peer in run.peers for line in peer.happenings if line["event"] == "rejoined"]
+    return [
+        f"peer {line['peer']} came into the run in round {line['round']}, with {_model(line)}"
+        for line in sorted(lines, key=lambda line: line["t"])
+    ]
+
+
+def _model(line: Line) -> str:
+    sources = {
+        "checkpoint": f"its own model of round {line['model_round']}",
+        "neighbour": f"that of peer {line['neighbour']} after round {line['model_round']}",
+    }
+    return sources.get(line["source"], "the initial model: no neighbour gave it another")
 
 
 def _returns(run: Run) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Literal, final
 from p2p_dml.report._values import Line
 from p2p_dml.types import PeerId
 
-State = Literal["starting", "running", "slow", "dead", "left", "done", "stopped", "failed"]
+State = Literal["starting", "running", "slow", "stuck", "dead", "left", "done", "stopped", "failed"]
 _GONE: frozenset[State] = frozenset({"dead", "left", "failed"})
 _ENDED: frozenset[State] = _GONE | {"done", "stopped"}
 _RATE_WINDOW = 11
@@ -146,7 +146,7 @@ class Progress:
         if state == "alive":
             peer.state = "running" if peer.joined or peer.rounds_done else "starting"
         # A link can be dead while the peer is not: its own later events count for more.
-        elif state == "slow" or peer.last_t <= line["t"]:
+        elif state in ("slow", "stuck") or peer.last_t <= line["t"]:
             peer.state = state
         if peer.state != "dead" or before == "dead":
             return None
@@ -161,6 +161,7 @@ class Progress:
 
 def most_interesting(peers: Sequence[PeerProgress], room: int) -> list[PeerProgress]:
     """The `room` peers one would look at first, ascending: failed, dead, slow, then the slowest."""
-    urgency: dict[State, int] = {"failed": 0, "dead": 0, "slow": 1, "starting": 2, "running": 2}
+    urgency: dict[State, int] = {"failed": 0, "dead": 0, "stuck": 1, "slow": 1}
+    urgency |= {"starting": 2, "running": 2}
     ranked = sorted(peers, key=lambda p: (urgency.get(p.state, 3), p.rounds_done, p.peer))
     return sorted(ranked[:room], key=lambda p: p.peer)

@@ -31,6 +31,7 @@ class Meta:
 
     `clock` is "wall" or, of simulations at the pace of each peer, "virtual"; `evaluate_on` "all" or
     "own": then every accuracy is a personal one. `resumed`: when the run was taken up again.
+    `peers` is the most that there may be, of which `first_peers` begin.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Meta:
     resumed: tuple[float, ...]
     strategy: str
     peers: int
+    first_peers: int
     rounds: int
     seed: int
     params: int | None
@@ -93,9 +95,9 @@ class Evaluations:
 class PeerRecord:
     """All that one event file says.
 
-    `joined` is the first time round 0 could begin, `last_t` the time of the last line (both None
-    if there is none). `happenings` are the lines neighbour_changed, rejected, isolated and resumed.
-    All times leave out those in which nobody trained: from the last line of any peer until one had
+    `joined` is the first time round 0 could begin (None if the peer came later), `last_t` the time
+    of the last line (None if there is none). `happenings` are the lines of `load.HAPPENINGS`. All
+    times leave out those in which nobody trained: from the last line of any peer until one had
     joined again in the resumed run. `incarnations`: starts between two resumptions, at most.
     """
 
@@ -131,8 +133,9 @@ class PeerRecord:
 class Run:
     """A run folder in memory: `config` is the text of `run.toml`, `peers` ascend.
 
-    `peers` holds all peers of the run; of one that was started peer by peer on several machines
-    (`mode` "peer") only those whose events are in this folder, and always at least one.
+    `peers` holds all peers of the run, without those that might have joined and did not; of one
+    that was started peer by peer on several machines (`mode` "peer") only those whose events are in
+    this folder, and always at least one.
     """
 
     folder: Path

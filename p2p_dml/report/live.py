@@ -28,6 +28,7 @@ _STYLES: dict[State, str] = {
     "starting": "dim",
     "running": "",
     "slow": "yellow",
+    "stuck": "bold yellow",
     "dead": "bold red",
     "left": "dim",
     "done": "green",

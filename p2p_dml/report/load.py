@@ -21,7 +21,16 @@ from p2p_dml.report._values import Evaluations, Floats, Ints, Line, Meta, PeerRe
 from p2p_dml.tables import check
 from p2p_dml.types import PeerId
 
-_HAPPENINGS = ("neighbour_changed", "rejected", "isolated", "skipped", "resumed")
+HAPPENINGS = (
+    "neighbour_changed",
+    "rejected",
+    "isolated",
+    "skipped",
+    "rejoined",
+    "stuck",
+    "resumed",
+    "injected",
+)
 
 
 def load(folder: Path) -> Run:
@@ -42,10 +51,10 @@ def load(folder: Path) -> Run:
 
 
 def _peers_here(folder: Path, meta: Meta) -> Sequence[PeerId]:
-    everybody = range(meta.peers)
-    if meta.mode != "peer":
-        return everybody
-    return [peer for peer in everybody if event_file(folder, peer).exists()] or everybody
+    here = [peer for peer in range(meta.peers) if event_file(folder, peer).exists()]
+    if meta.mode == "peer":
+        return here or range(meta.peers)
+    return sorted({*range(meta.first_peers), *here})
 
 
 def _read_meta(folder: Path) -> Meta:
@@ -86,6 +95,9 @@ def _meta(table: Mapping[str, Any], path: Path) -> Meta:
         resumed=_resumptions(table.get("resumed", []), f"{path}: resumed"),
         strategy=check(str, table.get("strategy"), f"{path}: strategy"),
         peers=check(int, table.get("peers"), f"{path}: peers"),
+        first_peers=check(
+            int, table.get("first_peers", table.get("peers")), f"{path}: first_peers"
+        ),
         rounds=check(int, table.get("rounds"), f"{path}: rounds"),
         seed=check(int, table.get("seed"), f"{path}: seed"),
         params=table.get("params"),
@@ -145,6 +157,8 @@ def _record(peer: PeerId, written: Sequence[Line], pauses: Sequence[_Pause]) -> 
     for line in lines:
         by_name[line["event"]].append(line)
     started = by_name["started"]
+    names = [line["event"] for line in lines]
+    is_late = "rejoined" in names[: names.index("joined")] if "joined" in names else False
     # A finished line before the last start belongs to an earlier incarnation.
     ended = lines[-1] if lines and lines[-1]["event"] == "finished" else {}
     return PeerRecord(
@@ -152,13 +166,13 @@ def _record(peer: PeerId, written: Sequence[Line], pauses: Sequence[_Pause]) -> 
         samples=started[-1].get("samples") if started else None,
         class_counts=tuple(started[-1].get("class_counts", ())) if started else (),
         incarnations=_most_starts(written, pauses),
-        joined=by_name["joined"][0]["t"] if by_name["joined"] else None,
+        joined=by_name["joined"][0]["t"] if by_name["joined"] and not is_late else None,
         last_t=lines[-1]["t"] if lines else None,
         rounds=_rounds(by_name["round_done"]),
         evaluations=_evaluations(by_name["evaluated"]),
         pss_mb=_floats(by_name["memory"], "pss_mb"),
         rss_mb=_floats(by_name["memory"], "rss_mb"),
-        happenings=tuple(line for line in lines if line["event"] in _HAPPENINGS),
+        happenings=tuple(line for line in lines if line["event"] in HAPPENINGS),
         exit_code=ended.get("exit_code"),
         error=ended.get("error"),
     )

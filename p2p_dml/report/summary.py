@@ -74,7 +74,7 @@ def summarise(run: Run, curve: Curve) -> Summary:
         evaluate_on=meta.evaluate_on,
         version=meta.version,
         digest=meta.digest,
-        peers=meta.peers,
+        peers=meta.peers if meta.first_peers == meta.peers else len(peers),
         rounds=meta.rounds,
         seed=meta.seed,
         params=meta.params,

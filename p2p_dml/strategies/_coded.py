@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
@@ -55,11 +56,15 @@ class Coded:
 
     def next_cell(self, inbox: Inbox, num_read: int, smallest: float) -> float:
         """The cell for the next round: doubled after a failure, else slowly back to `smallest`."""
-        largest = max([self.cell, *(p.scalars["cell"] for p in inbox.messages.values())])
+        heard = [p.scalars.get("cell", 0.0) for p in inbox.messages.values()]
+        largest = max([self.cell, *(cell for cell in heard if 0 < cell < math.inf)])
         factor = CELL_DECAY if num_read == len(inbox.messages) else 2.0
         return max(smallest, factor * largest)
 
     def _read(self, payload: Payload, model: Tensors) -> Tensors | None:
-        cell, expected = payload.scalars["cell"], payload.scalars["checksum"]
+        scalars = payload.scalars
+        cell, expected = scalars.get("cell", 0.0), scalars.get("checksum", math.nan)
+        if not 0 < cell < math.inf:
+            return None
         found = lattice.decode(payload.tensors, model, cell, self.bits, expected)
         return None if found is None else lattice.placed(found, cell, model)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from p2p_dml.kernels.means import weighted_power_mean
@@ -35,11 +36,11 @@ def power_mean_lengths(
 
 
 def stretch(own: Mapping[str, Tensor], lengths: Mapping[str, float]) -> None:
-    """Give tensors of `own` these lengths, in place; one that is 0 or not finite stays."""
+    """Give tensors of `own` these lengths, in place; one that is (nearly) 0 or not finite stays."""
     for name, length in lengths.items():
         x = own[name].detach()
         factor = length / (_length(x) or math.nan)
-        if math.isfinite(factor):
+        if factor <= torch.finfo(x.dtype).max:
             x.mul_(factor)
 
 

@@ -83,12 +83,16 @@ def mix_with_secant(
 
 
 def remove_scale(changes: Tensors, models: Mapping[str, Tensor], groups: Mapping[str, str]) -> None:
-    """Make each group's change, in place, orthogonal to the model's tensors of that group."""
+    """Make each group's change, in place, orthogonal to the model's tensors of that group.
+
+    One that is longer than the model by more than its numbers can say stays.
+    """
     found = alignments(changes, models, groups)
     for name, group in groups.items():
         if group in found:
             share = found[group].dot / found[group].squared_b
-            changes[name].sub_(models[name].detach(), alpha=share)
+            if abs(share) <= torch.finfo(changes[name].dtype).max:
+                changes[name].sub_(models[name].detach(), alpha=share)
 
 
 def verdicts(

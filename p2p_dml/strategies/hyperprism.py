@@ -12,6 +12,7 @@ import torch
 from p2p_dml.kernels.means import mix_power_mean
 from p2p_dml.strategies._checks import check_positive
 from p2p_dml.strategies._degree import DegreeSchedule, read_degree
+from p2p_dml.strategies._heard import with_numbers
 from p2p_dml.strategies._learned import (
     Grouping,
     LearnedDegree,
@@ -162,6 +163,8 @@ class HyperPrism:
         signal = self._judge(state, last, pull, learner)
         payload = Payload(learner.params, self._scalars(state, signal))
         inbox = yield links.now.broadcast(payload)  # lines 9-10
+        # A peer may have no verdict on a group, but has a degree for each.
+        inbox = with_numbers(inbox, [x for x in payload.scalars if not x.startswith(VERDICT)])
         if self._signal == "neighbourhood":
             signal = pooled(signal, inbox)
         learned = self._learned.step(state.learned, signal, inbox)  # line 14, for the last mix

@@ -98,6 +98,12 @@ class AddressBook:
     def __getitem__(self, peer: PeerId) -> str:
         return self._numeric[peer]
 
+    def add(self, peer: PeerId, address: str) -> None:
+        """Take down where somebody new can be reached, if that is an address at all."""
+        if address and not is_wildcard(address):
+            self._numeric[peer] = resolve(address)
+            self._as_told[peer] = address
+
     def move(self, peer: PeerId, address: str) -> bool:
         """Take down where `peer` says it is; whether that is elsewhere. StartupError as above.
 

@@ -1,8 +1,14 @@
-"""What comes to a peer: one bound socket, its gate if there are keys, and the answers it gives."""
+"""What comes to a peer: one bound socket, its gate if there are keys, and the answers it gives.
+
+Nobody can keep a peer reading: it takes so many messages at a time, of all connections in turn, and
+of one on which it has refused many in a second the others are thrown away unread.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from typing import final
 
 import numpy as np
@@ -18,13 +24,27 @@ from p2p_dml.transports._zap import Gate
 from p2p_dml.types import Payload, PeerId
 from p2p_dml.wire import Header
 
+AT_A_TIME = 64
+"""Messages that are read before the peer looks at what else there is to do."""
+
+REFUSED_PER_S = 100
+"""Refusals and hellos of one connection after which nothing more of it is read in that second."""
+
 
 @final
 class Incoming:
     """The connections that others make; messages are told with whose key theirs has shown."""
 
-    def __init__(self, socket: zmq.Socket[bytes], keys: Keys | None) -> None:
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        keys: Keys | None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.socket = socket
+        self._clock = clock
+        self._refused: Counter[bytes] = Counter()  # by contact, in this second
+        self._second = 0
         self._gate: Gate | None = None
         if keys is not None:
             _curve.accept(socket, keys.own)
@@ -38,9 +58,27 @@ class Incoming:
         return self.socket.get_string(zmq.LAST_ENDPOINT)
 
     def read(self) -> Iterator[Frames]:
-        """All messages that are there; contact, header and block, if it is one of this runtime."""
-        while frames := receive(self.socket):
-            yield frames
+        """What is there, at most AT_A_TIME; contact, header and block, if it is of this runtime."""
+        for _ in range(AT_A_TIME):
+            if not (frames := receive(self.socket)):
+                return
+            if self._refused[frames[0].bytes] < REFUSED_PER_S or self._is_over():
+                yield frames
+
+    def count(self, contact: bytes) -> bool:
+        """Note a refusal, or a hello, of this connection; whether they were too many now."""
+        self._is_over()
+        self._refused[contact] += 1
+        return self._refused[contact] == REFUSED_PER_S
+
+    def _is_over(self) -> bool:
+        """Whether another second has begun; then all connections are as they were."""
+        second = int(self._clock())
+        if second == self._second:
+            return False
+        self._second = second
+        self._refused.clear()
+        return True
 
     def holder(self, frames: Frames) -> PeerId | None:
         """Whose key the connection has shown on which a message came; None without keys."""

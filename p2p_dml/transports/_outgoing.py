@@ -41,16 +41,27 @@ class _Line:
 class Outgoing:
     """Connections to neighbours over one ROUTER; at most `depth` messages of each wait.
 
+    Over `pulse`, another, goes nothing but heartbeats: behind a message that its receiver does not
+    take, libzmq sends none.
+
     With `keys` they are encrypted, each to the holder of the neighbour's key.
     """
 
-    def __init__(self, socket: zmq.Socket[bytes], depth: int, keys: Keys | None = None) -> None:
+    def __init__(
+        self,
+        socket: zmq.Socket[bytes],
+        pulse: zmq.Socket[bytes],
+        depth: int,
+        keys: Keys | None = None,
+    ) -> None:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        socket.setsockopt(zmq.RECONNECT_IVL, 20)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
-        if keys is not None:
-            _curve.use(socket, keys.own)
+        for each in (socket, pulse):
+            each.setsockopt(zmq.RECONNECT_IVL, 20)
+            each.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
+            if keys is not None:
+                _curve.use(each, keys.own)
         self.socket = socket
+        self._pulse = pulse
         self._depth = depth
         self._keys = keys
         self._lines: dict[PeerId, _Line] = {}
@@ -65,6 +76,10 @@ class Outgoing:
         """A socket that reports made, broken and refused connections."""
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CONNECT_RETRIED
         return monitor(self.socket, events | sum(FAILED_HANDSHAKE))
+
+    def pulse_monitor(self) -> zmq.Socket[bytes]:
+        """A socket that reports whose heartbeats have stopped."""
+        return monitor(self._pulse, zmq.EVENT_DISCONNECTED)
 
     def peer_at(self, address: str) -> PeerId | None:
         """To whom the connection goes that ends there."""
@@ -83,8 +98,9 @@ class Outgoing:
     def move(self, peer: PeerId, address: str) -> None:
         """Give up the connection to `peer` for one to where it is now. StartupError as above."""
         line = self._lines[peer]
-        with suppress(zmq.ZMQError):  # it was no address either
-            self.socket.disconnect(line.address)
+        for each in (self.socket, self._pulse):
+            with suppress(zmq.ZMQError):  # it was no address either
+                each.disconnect(line.address)
         line.moves += 1
         # A route of its own: libzmq frees the old one at a time of its choice.
         line.route, line.address = route_to(peer, line.moves), address
@@ -92,11 +108,12 @@ class Outgoing:
 
     def _connect(self, peer: PeerId, line: _Line) -> None:
         self.socket.setsockopt(zmq.CONNECT_ROUTING_ID, line.route)
-        self.socket.setsockopt(zmq.IPV6, is_ipv6(line.address))
-        if self._keys is not None:
-            _curve.expect(self.socket, self._keys.public[peer])
         try:
-            self.socket.connect(line.address)
+            for each in (self.socket, self._pulse):
+                each.setsockopt(zmq.IPV6, is_ipv6(line.address))
+                if self._keys is not None:
+                    _curve.expect(each, self._keys.public[peer])
+                each.connect(line.address)
         except zmq.ZMQError as error:
             raise StartupError(
                 f"cannot use {line.address!r}, the address of peer {peer}: {error.strerror}; "
@@ -117,6 +134,11 @@ class Outgoing:
     def keep(self, peer: PeerId, header: bytes, block: Sequence[zmq.Frame]) -> None:
         """Let a message wait; the oldest that waits gives way."""
         self._lines[peer].waiting.append((header, block))
+
+    def deliver(self, peer: PeerId, header: bytes, block: Sequence[zmq.Frame] = ()) -> None:
+        """Send as soon as there is room; nothing that waits is overtaken."""
+        if not (self.flush(peer) and self.send(peer, header, block)):
+            self.keep(peer, header, block)
 
     def has_waiting(self, peer: PeerId) -> bool:
         return bool(self._lines[peer].waiting)

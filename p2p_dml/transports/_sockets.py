@@ -27,12 +27,13 @@ class Limits:
 
     `resend`: so many of the newest messages that a neighbour's full queue did not take are kept
     and sent when there is room; 0: they are dropped. `handshake_s`: a connection that is not ready
-    by then is ended.
+    by then is ended. `patience`: deadlines in a row that a neighbour may miss, see `Liveness`.
     """
 
     startup_s: float = 60.0
     heartbeat_s: float = 3.0
     drain_s: float = 0.02
+    patience: int = 3
     linger_s: float = 5.0
     handshake_s: float = 10.0
     queue_messages: int = 4
@@ -40,8 +41,15 @@ class Limits:
     max_message_bytes: int = 1 << 30
 
 
-def router(context: zmq.Context[zmq.Socket[bytes]], limits: Limits) -> zmq.Socket[bytes]:
-    """A ROUTER with bounded queues for each peer and direction, limits and heartbeats."""
+def router(
+    context: zmq.Context[zmq.Socket[bytes]], limits: Limits, *, pings: bool = True
+) -> zmq.Socket[bytes]:
+    """A ROUTER with bounded queues for each peer and direction, limits and heartbeats.
+
+    `pings` False: it answers the heartbeats of others and has none of its own, as must be where
+    the queue may be full: libzmq up to 4.3.5 would abort the whole process there when a connection
+    breaks (its issues 3937, 4364 and 4767). The kernel then finds out who is gone.
+    """
     each = context.socket(zmq.ROUTER)
     each.setsockopt(zmq.LINGER, 0)
     each.setsockopt(zmq.SNDHWM, limits.queue_messages)
@@ -51,9 +59,16 @@ def router(context: zmq.Context[zmq.Socket[bytes]], limits: Limits) -> zmq.Socke
     each.setsockopt(zmq.MAXMSGSIZE, frame_bytes + _ENCRYPTION_BYTES)
     each.setsockopt(zmq.BACKLOG, _BACKLOG)
     each.setsockopt(zmq.HANDSHAKE_IVL, max(1, int(limits.handshake_s * 1000)))
-    heartbeat_ms = int(limits.heartbeat_s * 1000)
-    each.setsockopt(zmq.HEARTBEAT_IVL, max(1, heartbeat_ms // 3))
-    each.setsockopt(zmq.HEARTBEAT_TIMEOUT, heartbeat_ms)
+    if pings:
+        heartbeat_ms = int(limits.heartbeat_s * 1000)
+        each.setsockopt(zmq.HEARTBEAT_IVL, max(1, heartbeat_ms // 3))
+        each.setsockopt(zmq.HEARTBEAT_TIMEOUT, heartbeat_ms)
+    else:
+        seconds = max(1, round(limits.heartbeat_s / 3))
+        each.setsockopt(zmq.TCP_KEEPALIVE, 1)
+        each.setsockopt(zmq.TCP_KEEPALIVE_IDLE, seconds)
+        each.setsockopt(zmq.TCP_KEEPALIVE_INTVL, seconds)
+        each.setsockopt(zmq.TCP_KEEPALIVE_CNT, 3)
     return each
 
 

@@ -61,7 +61,7 @@ class Directory:
         self._contacts: dict[PeerId, bytes] = {}
         self._notes: dict[PeerId, str] = {}
         self._context = zmq.Context()
-        self._in = Incoming(router(self._context, _LIMITS), keys)
+        self._in = Incoming(router(self._context, _LIMITS, pings=False), keys)
         self.book: dict[PeerId, str] = {}
         try:
             self.endpoint = self._in.listen(listen)

@@ -3,8 +3,7 @@
 One bound ROUTER takes everything in and only ever answers handshakes; one connected ROUTER sends,
 with a bounded queue per neighbour, and its socket monitor tells at once when a connection breaks.
 libzmq moves bytes, and encrypts them where there are keys, in its own thread while Python computes.
-A connection begins with HELLO, which is answered by WELCOME or by REFUSED with the reason; nothing
-else is accepted before it. HELLO also says where its sender can be reached.
+A connection begins with a hello (`_handshakes.py`); nothing is accepted before it.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ from dataclasses import replace
 from typing import final
 
 import zmq
-from zmq.utils.monitor import parse_monitor_message
 
 from p2p_dml import wire
 from p2p_dml.errors import StartupError, WireError
@@ -25,22 +23,36 @@ from p2p_dml.events import Event, NeighbourChanged
 from p2p_dml.keys import Keys
 from p2p_dml.liveness import Liveness
 from p2p_dml.mailbox import TaggedMailbox
-from p2p_dml.transports._addresses import AddressBook, is_wildcard, peer_on
-from p2p_dml.transports._admission import TWINS, Admission, unknown
+from p2p_dml.transports._handshakes import Handshakes, Signature
 from p2p_dml.transports._incoming import Incoming, decode, origin
-from p2p_dml.transports._outgoing import FAILED_HANDSHAKE, Outgoing
+from p2p_dml.transports._newcomers import Newcomers
+from p2p_dml.transports._outgoing import Outgoing
 from p2p_dml.transports._refusals import Refusals
 from p2p_dml.transports._snapshots import Snapshots
 from p2p_dml.transports._sockets import Frames, Limits, receive, router
-from p2p_dml.types import Mail, Mailbox, Message, Payload, PeerId, Sent, Tag, outbox_of
+from p2p_dml.types import (
+    Mail,
+    Mailbox,
+    Membership,
+    Message,
+    Payload,
+    PeerId,
+    Sent,
+    Tag,
+    outbox_of,
+)
 from p2p_dml.wire import Header, Kind
 
 __all__ = ["Limits", "ZeroMQTransport"]
 
 _IO_THREADS = 1
 
+_LATECOMERS_S = 1.0
+"""How long who comes into a run that is under way waits for neighbours that may be lost."""
+
 _DRAIN_S = 0.001
 """Wait for more where a queue was found full: the rest needs a moment to follow."""
+_DRAINS = 64  # at most: somebody may send without end
 
 
 @final
@@ -59,42 +71,44 @@ class ZeroMQTransport:
         on_event: Callable[[Event], None],
         mailbox: Mailbox | None = None,
         keys: Keys | None = None,
+        members: Membership | None = None,
     ) -> None:
         """Bind to `bind` (port `*` takes a free one). StartupError if the address is taken.
 
         `mailbox`: that of synchronous rounds if None. With `keys` all is encrypted, and nobody but
-        the holders of listed keys gets in, each as the peer that it is.
+        the holders of listed keys gets in, each as the peer that it is. `members`: who takes part,
+        where peers come and go.
         """
         self.me = me
-        self._digest = digest
-        self._incarnation = incarnation
+        self._signature = Signature(me, digest, incarnation)
         self._limits = limits
         self.on_event = on_event
         self._context = zmq.Context(_IO_THREADS)
-        self._in = Incoming(router(self._context, limits), keys)
+        self._in = Incoming(router(self._context, limits, pings=False), keys)
         depth = limits.resend or limits.queue_messages
-        self._out = Outgoing(router(self._context, limits), depth, keys)
-        self._monitor = self._out.monitor()
+        lines, pulse = (router(self._context, limits) for _ in range(2))
+        self._out = Outgoing(lines, pulse, depth, keys)
+        self._monitor, self._pulses = self._out.monitor(), self._out.pulse_monitor()
         self.endpoint = self._bind(bind)
         self._poller = zmq.Poller()
-        for each in (self._in.socket, self._out.socket, self._monitor):
+        for each in (self._in.socket, self._out.socket, self._monitor, self._pulses):
             self._poller.register(each, zmq.POLLIN)
-        self._book = AddressBook({})
-        self._own_address = self.endpoint  # as others reach it
-        self._admission = Admission(me, digest)
-        self._answering: dict[PeerId, int] = {}  # incarnation at the peer's address
-        self._announced: dict[PeerId, str] = {}  # where the peer says it can be reached
-        self._to_greet: set[PeerId] = set()
-        self._liveness = Liveness(limits.drain_s)
+        self._liveness = Liveness(limits.drain_s, limits.patience)
         self._snapshots = Snapshots()
-        self._tag = Tag(0)
         self._mailbox = mailbox or TaggedMailbox(limits.queue_messages)
         self._num_heard: Counter[PeerId] = Counter()  # in one go
         self._farewells: set[PeerId] = set()
-        self._refused_by: dict[PeerId, str] = {}
-        self._locked_out: set[PeerId] = set()  # by whom
         self._refusals = Refusals()
-        self._is_open = False
+        self._hands = Handshakes(
+            self._signature,
+            self._in,
+            self._out,
+            self._liveness,
+            self._mailbox,
+            self._complain,
+            members,
+        )
+        self._newcomers = Newcomers(self._signature, self._hands, self._out, self._snapshots)
 
     def _bind(self, address: str) -> str:
         """Listen on `address`; returns it with the port that was taken."""
@@ -109,57 +123,113 @@ class ZeroMQTransport:
 
     # ---- coming together ------------------------------------------------------------------
 
-    def open(self, book: Mapping[PeerId, str], neighbours: Iterable[PeerId]) -> None:
+    def open(
+        self,
+        book: Mapping[PeerId, str],
+        neighbours: Iterable[PeerId],
+        *,
+        is_under_way: bool = False,
+    ) -> None:
         """Connect to `neighbours` and wait until each has exchanged hellos with this peer.
 
+        Of a run that is under way, as it is if one of them is past its beginning, those who do not
+        come soon are taken for lost; the peer is outside then, until `come_inside`.
         Raises StartupError naming who is missing and the address tried, or who refused and why.
         """
-        self._book = AddressBook(book)
-        self._own_address = book.get(self.me, self.endpoint)
+        self._hands.begin(book, book.get(self.me, self.endpoint))
         wanted = sorted(set(neighbours) - {self.me})
         self.expect(wanted)
-        deadline = time.monotonic() + self._limits.startup_s
-        while missing := [j for j in wanted if not self._has_met(j)]:
-            for peer, why in self._refused_by.items():
-                raise StartupError(f"peer {self.me}: peer {peer} at {self._book[peer]} {why}")
-            if time.monotonic() > deadline:
-                raise StartupError(self._who_is_missing(missing))
-            self._pump(deadline - time.monotonic())
-        self._is_open = True
+        begin = time.monotonic()
+        while True:
+            is_on = is_under_way or any(self._hands.rounds.get(j) for j in wanted)
+            if is_on and not self._hands.is_outside:
+                self._hands.stay_outside()
+            missing = [j for j in wanted if not self._hands.has_met(j)]
+            waited_s = time.monotonic() - begin
+            if not missing or (is_on and self.connected and waited_s > _LATECOMERS_S):
+                break
+            self._hands.check_refusals()
+            if waited_s > self._limits.startup_s:
+                self._take_refusals()
+                raise self._hands.who_is_missing(
+                    missing, self._limits.startup_s, self._refusals.reasons()
+                )
+            self._pump(min(_LATECOMERS_S, self._limits.startup_s - waited_s))
+        self._hands.open()
 
     def expect(self, neighbours: Iterable[PeerId]) -> None:
         """Begin to connect to further neighbours, ahead of the round that needs them."""
         for peer in neighbours:
             if peer not in self._out and peer != self.me:
                 try:
-                    self._out.connect(peer, self._book[peer])
+                    self._out.connect(peer, self._hands.book[peer])
                 except StartupError as error:
                     raise StartupError(f"peer {self.me}: {error}") from error
 
-    def _has_met(self, peer: PeerId) -> bool:
-        return self._liveness.state(peer) != "connecting" and self._admission.has_met(peer)
+    # ---- into a run that is under way -----------------------------------------------------
 
-    def _who_is_missing(self, missing: Sequence[PeerId]) -> str:
-        who = ", ".join(f"peer {j} at {self._book[j]}" for j in missing)
-        self._take_refusals()
-        foreign = "; ".join(self._refusals.reasons())
-        keyless = [j for j in missing if j in self._locked_out]
-        why = f"no hello within {self._limits.startup_s:g} s from {who}; was it started, and is "
-        why += "the address right?"
-        why += f" Peers {keyless} ended the handshake: are both keys of this run?" * bool(keyless)
-        return f"peer {self.me}: {why}" + f" Refused meanwhile: {foreign}" * bool(foreign)
+    @property
+    def is_outside(self) -> bool:
+        """Whether the run is under way and this peer has yet to come in."""
+        return self._hands.is_outside
+
+    @property
+    def newest_round(self) -> int:
+        """The latest round that somebody is known to be in."""
+        return max(self._hands.rounds.values(), default=0)
+
+    def come_inside(self, round_: int) -> None:
+        """Let the others know that this peer sends from `round_` on."""
+        self._hands.come_inside(round_)
+
+    @property
+    def connected(self) -> list[PeerId]:
+        """Who can be asked for a model: those in the latest round first."""
+        rounds = self._hands.rounds
+        here = [peer for peer in rounds if self._liveness.is_connected(peer)]
+        return sorted(here, key=lambda peer: (-rounds[peer], peer))
+
+    def ask_for_model(self, peer: PeerId, timeout_s: float) -> Payload | None:
+        """What `give_model` of a neighbour sends at the end of its round, or None.
+
+        None if it is lost, or has given nothing by then. To ask is also to ask to take part.
+        """
+        deadline = time.monotonic() + timeout_s
+        self._newcomers.ask(peer)
+        while not self._newcomers.has_given(peer) and self._liveness.is_connected(peer):
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                break
+            self._pump(min(_LATECOMERS_S, left_s))
+        return self._newcomers.take(peer)
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether somebody wants this peer's model."""
+        return bool(self._newcomers.asking)
+
+    def give_model(self, payload: Payload) -> None:
+        """Send it to all who have asked since the last time."""
+        self.expect(self._newcomers.asking)
+        self._newcomers.give(payload)
+
+    def tell_members(self) -> None:
+        """Tell all that are connected who takes part, where that has changed here."""
+        self._hands.spread(())
 
     # ---- the exchange ---------------------------------------------------------------------
 
     def post(self, tag: Tag, sent: Sent) -> int:
         """Send without blocking; a receiver that is gone or has a full queue is skipped."""
-        self._tag = tag
+        self._hands.tag = tag
         frames: dict[int, tuple[bytes, list[zmq.Frame], int]] = {}
         bytes_out = 0
         for peer, payload in outbox_of(sent).items():
             if id(payload) not in frames:
                 slots = wire.slots_of(payload.tensors)
-                header = self._header(Kind.ROUND, tag, scalars=payload.scalars, slots=slots)
+                header = self._signature.header(
+                    Kind.ROUND, tag, scalars=payload.scalars, slots=slots
+                )
                 block = self._snapshots.take(payload, slots)
                 frames[id(payload)] = (wire.encode_header(header), block, header.block_bytes)
             data, block, num_bytes = frames[id(payload)]
@@ -169,13 +239,12 @@ class ZeroMQTransport:
 
     def _post_to(self, peer: PeerId, header: bytes, block: Sequence[zmq.Frame]) -> bool:
         """Send, or keep until there is a connection or, if so wanted, room; False if dropped."""
-        state = self._liveness.state(peer)
-        if state in ("alive", "slow"):
+        if self._hands.can_send_to(peer):
             if self._out.flush(peer) and self._out.send(peer, header, block):
                 return True
             if not self._limits.resend:
                 return False
-        elif state != "connecting":
+        elif self._liveness.state(peer) != "connecting":
             return False
         self.expect([peer])
         self._out.keep(peer, header, block)
@@ -183,7 +252,7 @@ class ZeroMQTransport:
 
     def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
         """Whom the mailbox awaits is waited for: not the dead, the slow up to the deadline."""
-        self._tag, start = tag, time.monotonic()
+        self._hands.tag, start = tag, time.monotonic()
         self._mailbox.begin(tag)
         for peer in self._out:
             if self._out.has_waiting(peer) and self._liveness.is_connected(peer):
@@ -210,7 +279,7 @@ class ZeroMQTransport:
         """Say goodbye, wait (bounded) until neighbours have read everything, free the sockets."""
         if self._context.closed:
             return
-        goodbye = wire.encode_header(self._header(Kind.GOODBYE, self._tag))
+        goodbye = wire.encode_header(self._signature.header(Kind.GOODBYE, self._hands.tag))
         waiting = {
             j for j in self._out if self._liveness.is_connected(j) or self._out.has_waiting(j)
         }
@@ -226,7 +295,7 @@ class ZeroMQTransport:
             retry_s = 0.02 if unsaid & waiting else math.inf  # no event tells of room in a queue
             self._pump(min(deadline - now, self._liveness.recheck_s(now), retry_s))
         self._take_refusals()
-        for event in self._refusals.rest(self._tag.round):
+        for event in self._refusals.rest(self._hands.tag.round):
             self.on_event(event)
         self._destroy()
 
@@ -235,19 +304,22 @@ class ZeroMQTransport:
     def _pump(self, timeout_s: float) -> None:
         """Wait for anything to happen, at most `timeout_s`, and take in all that has."""
         self._read(timeout_s)
-        if self._limits.resend:
-            while max(self._num_heard.values(), default=0) >= self._limits.queue_messages:
-                self._read(_DRAIN_S)
+        for _ in range(_DRAINS if self._limits.resend else 0):
+            if max(self._num_heard.values(), default=0) < self._limits.queue_messages:
+                break
+            self._read(_DRAIN_S)
 
     def _read(self, timeout_s: float) -> None:
         self._poller.poll(max(0, math.ceil(timeout_s * 1000)))
         self._num_heard.clear()
         while frames := receive(self._monitor):
-            self._on_monitor(frames)
-        if self._to_greet:
-            self._greet()
+            self._hands.on_monitor(frames)
+        while frames := receive(self._pulses):
+            self._hands.on_silence(frames)
+        self._hands.greet()
         while frames := receive(self._out.socket):
-            self._on_reply(frames)
+            if (leaving := self._hands.on_reply(frames)) is not None:
+                self._farewells.add(leaving)
         for frames in self._in.read():
             self._on_message(frames)
         self._take_refusals()
@@ -257,142 +329,70 @@ class ZeroMQTransport:
         for who_and_why, times in self._in.turned_away().items():
             self._complain(None, who_and_why, times)
 
-    def _on_monitor(self, frames: Frames) -> None:
-        event = parse_monitor_message([frame.bytes for frame in frames])
-        peer = self._out.peer_at(event["endpoint"].decode())
-        if peer is None:
-            return
-        if event["event"] == zmq.EVENT_DISCONNECTED:
-            self._liveness.disconnected(peer, time.monotonic())
-        elif event["event"] == zmq.EVENT_CONNECT_RETRIED:
-            self._follow(peer)
-            if self._is_open:
-                self._liveness.unreachable(peer)
-        elif event["event"] in FAILED_HANDSHAKE:
-            self._locked_out.add(peer)
-        else:
-            self._locked_out.discard(peer)
-            self._to_greet.add(peer)
-
-    def _greet(self) -> None:
-        """Say hello on new connections; again later if a queue is still full of old messages."""
-        where = "" if is_wildcard(self._own_address) else self._own_address
-        hello = wire.encode_header(self._header(Kind.HELLO, self._tag, note=where))
-        self._to_greet -= {j for j in self._to_greet if self._out.send(j, hello)}
-
-    def _on_reply(self, frames: Frames) -> None:
-        """WELCOME, REFUSED or FAREWELL from the peer this peer connected to."""
-        peer = peer_on(frames[0].bytes)
-        if not self._out.is_current(peer, frames[0].bytes):
-            return  # of where the peer was before
-        try:
-            header = wire.decode_header(frames[-1].buffer, 0)
-        except WireError as error:
-            self._on_refusal(peer, f"is not a peer of this runtime: {error}")
-            return
-        if header.kind is Kind.REFUSED:
-            self._on_refusal(peer, f"refused this peer: {header.note}")
-        elif header.kind is Kind.FAREWELL:
-            self._farewells.add(peer)
-        elif header.kind is Kind.WELCOME and header.sender == peer:
-            self._liveness.welcomed(peer)
-            self._answering[peer] = header.incarnation
-            self._out.flush(peer)
-        else:
-            self._on_refusal(peer, f"answers as peer {header.sender}: the address book is wrong")
-
-    def _on_refusal(self, peer: PeerId, why: str) -> None:
-        self._refused_by[peer] = why
-        if self._is_open:  # before that, `open` raises it
-            self._complain(peer, why)
-
     def _on_message(self, frames: Frames) -> None:
         contact = frames[0].bytes
-        sender = self._admission.peer_on(contact)
+        admission = self._hands.admission
+        sender = admission.peer_on(contact)
         holder = self._in.holder(frames)
         try:
             header, payload = decode(frames, self._limits.max_message_bytes)
             if holder is not None:
-                self._admission.check_holder(header, holder)
+                admission.check_holder(header, holder)
             if header.kind is Kind.HELLO:
-                self._on_hello(contact, header)
+                self._in.count(contact)
+                self._hands.on_hello(contact, header)
             elif sender is None:
                 return  # queued for an earlier incarnation of this peer, before its hello
             else:
-                self._admission.check(sender, header)
+                admission.check(sender, header)
                 self._on_known(contact, sender, header, payload)
         except WireError as error:
+            if self._in.count(contact) and sender is not None:
+                self._liveness.flooded(sender, time.monotonic())
             self._complain(holder if sender is None else sender, f"{error}{origin(frames)}")
             if sender is None:
-                self._answer(contact, Kind.REFUSED, str(error))
-
-    def _on_hello(self, contact: bytes, header: Header) -> None:
-        peer = header.sender
-        is_alive = self._liveness.is_connected(peer)
-        self._admission.check_hello(header, self._answering[peer] if is_alive else None)
-        if self._book and peer not in self._book:
-            raise unknown(peer)
-        for lost in self._admission.admit(contact, header):
-            self._answer(lost, Kind.REFUSED, TWINS.format(peer=peer))
-        self._announced[peer] = header.note
-        if not is_alive and self._liveness.state(peer) != "connecting":
-            self._follow(peer)
-        self._answer(contact, Kind.WELCOME)
-
-    def _follow(self, peer: PeerId) -> None:
-        """Connect to where a lost peer says that it is now, if that is elsewhere."""
-        try:
-            has_moved = self._book.move(peer, self._announced.pop(peer, ""))
-            if has_moved and peer in self._out:
-                self._out.move(peer, self._book[peer])
-        except StartupError as error:
-            self._complain(peer, str(error))
+                self._hands.answer(contact, Kind.REFUSED, str(error))
 
     def _on_known(self, contact: bytes, sender: PeerId, header: Header, payload: Payload) -> None:
         if header.kind is Kind.GOODBYE:
             self._liveness.said_goodbye(sender)
             self._mailbox.left(sender)
-            self._answer(contact, Kind.FAREWELL)
+            self._hands.answer(contact, Kind.FAREWELL)
         elif header.kind is Kind.ROUND:
-            self._admission.advance(sender, header.tag)
+            self._hands.admission.advance(sender, header.tag)
             self._on_payload(sender, header, payload)
+        elif header.kind is Kind.ASK:
+            self._newcomers.on_ask(sender)
+        elif header.kind is Kind.MEMBERS:
+            self._hands.on_members(sender, header)
+        elif header.kind is Kind.STATE:
+            self._newcomers.on_state(sender, header, payload)
 
     def _on_payload(self, sender: PeerId, header: Header, payload: Payload) -> None:
-        self._liveness.delivered(sender)
         self._num_heard[sender] += 1
+        if self._hands.is_outside:
+            self._hands.hear(sender, header.tag)
+            return
+        # What is refused is no sign that the sender gets on.
         why = self._mailbox.put(Message(sender, header.tag, payload), header.block_bytes)
         if why is not None:
-            self._complain(sender, why)
+            raise WireError(why)
+        self._liveness.delivered(sender)
 
     def _is_fine(self, peer: PeerId) -> bool:
         return self._liveness.is_connected(peer) or self._liveness.state(peer) == "left"
 
     # ---- small parts ----------------------------------------------------------------------
 
-    def _header(
-        self,
-        kind: Kind,
-        tag: Tag,
-        *,
-        note: str = "",
-        scalars: Mapping[str, float] | None = None,
-        slots: tuple[wire.Slot, ...] = (),
-    ) -> Header:
-        scalars = {name: float(x) for name, x in (scalars or {}).items()}
-        return Header(kind, self._digest, self.me, self._incarnation, tag, note, scalars, slots)
-
-    def _answer(self, contact: bytes, kind: Kind, note: str = "") -> None:
-        self._in.answer(contact, self._header(kind, self._tag, note=note[: wire.MAX_NAME]))
-
     def _complain(self, sender: PeerId | None, why: str, times: int = 1) -> None:
         """Report what was rejected, once per sender and reason; how often is told in the end."""
-        for event in self._refusals.add(sender, why, self._tag.round, times):
+        for event in self._refusals.add(sender, why, self._hands.tag.round, times):
             self.on_event(event)
 
     def _tell_changes(self) -> None:
         for change in self._liveness.take_changes():
             self.on_event(
-                NeighbourChanged(change.neighbour, change.state, self._tag.round, change.why)
+                NeighbourChanged(change.neighbour, change.state, self._hands.tag.round, change.why)
             )
 
     def _destroy(self) -> None:

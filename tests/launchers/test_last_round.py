@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from p2p_dml.launchers.last_round import LastRound
+from p2p_dml.launchers.last_round import LastRound, agreed
 
 PEERS = 3
 
@@ -89,3 +90,28 @@ def test_whatever_the_moment_all_stop_after_the_same_round(tmp_path: Path, attem
         for thread in threads:
             thread.join()
     assert len(set(done)) == 1
+
+
+@pytest.mark.parametrize(
+    ("begun", "last"), [([4], 4), ([3, 5, 4], 5), ([3, 6, 6], 6), ([2, 6, 6], None), ([0, 0], 0)]
+)
+def test_the_latest_is_agreed_on_unless_somebody_is_far_behind(
+    begun: list[int], last: int | None
+) -> None:
+    assert agreed(begun) == last
+
+
+@pytest.mark.parametrize(("last_round", "goes_on"), [(5, False), (6, True), (None, True)])
+def test_who_was_called_on_waits_for_the_round_that_is_named(
+    last: LastRound, last_round: int | None, goes_on: bool
+) -> None:
+    for me in range(PEERS):
+        assert not last.is_over(me, 4)
+    assert last.call([0, 2]) == [5, 5]
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(last.is_over, 1, 5)
+        while last.call([1]) != [6]:  # it has said so, and must not go on before
+            time.sleep(0)
+        assert not answer.done()
+        last.name(last_round)
+        assert answer.result() != goes_on

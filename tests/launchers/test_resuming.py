@@ -232,7 +232,11 @@ REFUSED: Mapping[str, tuple[Callable[[Path], object], list[str], str]] = {
         "not a run of `p2p-dml simulate`: go on with it by `p2p-dml run --resume ",
     ),
     "alone": (lambda run: _change_facts(run, mode="peer"), LONGER, "started one by one"),
-    "hosts": (lambda run: _change_facts(run, mode="launch"), LONGER, "on several hosts, and such"),
+    "hosts": (
+        lambda run: _change_facts(run, mode="launch"),
+        LONGER,
+        "not a run of `p2p-dml simulate`: go on with it by `p2p-dml launch HOSTS.toml --resume ",
+    ),
     "virtual": (lambda run: _change_facts(run, clock="virtual"), LONGER, "virtual clocks cannot"),
     "torn settings": (lambda run: _tear(run / "run.toml"), LONGER, r"run\.toml: .*"),
     "changed settings": (

@@ -52,7 +52,7 @@ class Host:
         )
         listen = run["transport"]["addresses"]
         order = {"home": str(folder), "run": str(self.run), "peers": list(peers)}
-        self.tell({**order, "listen": listen, "started": 0.0})
+        self.tell({**order, "listen": listen, "started": 0.0, "past": None})
 
     def tell(self, order: Mapping[str, Any]) -> None:
         """Say a line to it."""
@@ -175,6 +175,21 @@ def test_stopped_peers_finish_a_round_and_save(hire: Hire) -> None:
     for host in hosts:
         assert set(host.hear("over")["exit_codes"].values()) == {5}
         assert len(list(host.run.glob("checkpoints/*/*.safetensors"))) == len(host.peers)
+
+
+@pytest.mark.slow
+def test_peers_of_all_hosts_end_after_the_same_round(hire: Hire) -> None:
+    hosts = hire(rounds=10**6)
+    _meet(*hosts)
+    for host in hosts:
+        host.tell({"do": "call"})
+    last = max(round_ for host in hosts for round_ in host.hear("begun")) + 2
+    for host in hosts:
+        host.tell({"do": "end", "round": last})
+    for host in hosts:
+        assert set(host.hear("over")["exit_codes"].values()) == {5}
+        saved = [path.stem for path in host.run.glob("checkpoints/*/*.safetensors")]
+        assert saved == [f"round-{last:06d}"] * len(host.peers)
 
 
 @pytest.mark.slow

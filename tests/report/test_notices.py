@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from p2p_dml.events import Finished, NeighbourChanged, Rejected, RoundDone, Started
+from p2p_dml.events import Finished, NeighbourChanged, Rejected, RoundDone, Started, Stuck
 from p2p_dml.report._notices import notices
 from p2p_dml.report.load import load
 from p2p_dml.report.summary import measure_curve, summarise
@@ -72,3 +72,20 @@ def test_what_was_refused_again_and_again_is_counted(
     first, rest = (Rejected(sender=1, round=2, why="bad", times=times) for times in (1, 1041))
     append(folder, 0, (50, first), (60, rest), (61, Finished(round=3, exit_code=0)))
     assert "1042 messages of peer 1 rejected, first by peer 0 in round 2: bad" in said(folder)
+
+
+def test_hangs_are_told_with_what_they_took(
+    write_run: Callable[..., Path], append: Callable[..., None]
+) -> None:
+    folder = write_run()
+    over = Stuck(round=2, phase="train", seconds=12.0, is_over=True)
+    append(folder, 0, (50, Stuck(round=2, phase="train", seconds=5.0)), (57, over))
+    append(folder, 1, (50, Stuck(round=3, phase="log", seconds=5.0)))
+    given_up = NeighbourChanged(neighbour=1, state="stuck", round=3, why="nothing within 9 s")
+    append(folder, 2, (70, given_up))
+    sentences = said(folder)
+    assert "peer 0 was stuck in 'train' in round 2 for 12.0 s" in sentences
+    assert "peer 1 was stuck in 'log' in round 3 for 5.00 s and more" in sentences
+    assert (
+        "peer 1 was given up on by 1 neighbour, first in round 3: nothing within 9 s" in sentences
+    )

@@ -204,14 +204,15 @@ class Mallory:
     def frame(
         kind: Kind,
         sender: PeerId,
-        round_: int = 1,
+        round_: int | None = None,
         *,
         digest: bytes = RUN,
         incarnation: int = 1,
         note: str = "",
     ) -> bytes:
-        """The header of an empty message."""
-        return wire.encode_header(Header(kind, digest, sender, incarnation, Tag(round_), note))
+        """The header of an empty message; by default of round 1, or of before it if of none."""
+        tag = Tag(int(kind is Kind.ROUND) if round_ is None else round_)
+        return wire.encode_header(Header(kind, digest, sender, incarnation, tag, note))
 
     @staticmethod
     def ask(target: ZeroMQTransport, line: zmq.Socket[bytes], *frames: bytes) -> tuple[Kind, str]:

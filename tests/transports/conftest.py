@@ -150,8 +150,9 @@ class Raw:
         return made
 
     def frame(self, kind: Kind, sender: PeerId = 1, digest: bytes = RUN) -> bytes:
-        """The header of an empty message of round 1."""
-        return wire.encode_header(Header(kind, digest, sender, 7, Tag(1)))
+        """The header of an empty message of round 1; what is of no round is of before it."""
+        tag = Tag(1 if kind is Kind.ROUND else 0)
+        return wire.encode_header(Header(kind, digest, sender, 7, tag))
 
     def ask(
         self, transport: ZeroMQTransport, stranger: zmq.Socket[bytes], *frames: bytes

@@ -183,7 +183,7 @@ def test_too_many_messages_ahead_of_time_are_dropped(peers: Peers) -> None:
     for round_ in (5, 6, 7, 8):
         b.post(Tag(round_), {0: number(round_)})
     peers.read_until(a, lambda: peers.rejected(a))
-    assert peers.rejected(a) == [(1, "too many messages ahead of time")]
+    assert peers.rejected(a) == [(1, "too many messages ahead of time (from 127.0.0.1)")]
     assert list(a.collect(Tag(5), [1], PATIENT_S).on_time) == [1]
 
 

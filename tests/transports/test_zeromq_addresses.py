@@ -203,7 +203,7 @@ def test_no_address_changes_nothing(peers: Peers, raw: Raw, address: str) -> Non
     a.collect(Tag(1), [1], PATIENT_S)
     stranger = raw.dealer(a.endpoint)
     assert raw.ask(a, stranger, hello_at(address))[0] is Kind.WELCOME
-    assert a._book[1] == b.endpoint
+    assert a._hands.book[1] == b.endpoint
 
 
 def test_an_address_that_cannot_be_used_is_told(peers: Peers, raw: Raw) -> None:
@@ -220,4 +220,4 @@ def test_a_neighbour_that_is_alive_is_not_moved(peers: Peers, raw: Raw) -> None:
     a, b = peers.pair()
     hello = encode_header(Header(Kind.HELLO, b"r" * 16, 1, 1, Tag(0), "tcp://127.0.0.1:1"))
     assert raw.ask(a, raw.dealer(a.endpoint), hello)[0] is Kind.WELCOME
-    assert a._book[1] == b.endpoint
+    assert a._hands.book[1] == b.endpoint

@@ -1,0 +1,72 @@
+"""The learner as a loop sees it whose peer has faults planned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Protocol, final
+
+from torch import Tensor
+
+from p2p_dml.peer import LocalLearner, Metrics
+from p2p_dml.types import Part, Tensors
+
+
+class Faults(Protocol):
+    """What goes wrong in the local training of a peer."""
+
+    round: int
+
+    def during_training(self) -> AbstractContextManager[None]:
+        """Entered around each training, and each gradient that is asked for."""
+        ...
+
+
+@final
+class FaultyLearner:
+    """The learner as the loop sees it, with faults in its training."""
+
+    def __init__(self, learner: LocalLearner, faults: Faults) -> None:
+        self._learner = learner
+        self._faults = faults
+
+    @property
+    def params(self) -> Tensors:
+        return self._learner.params
+
+    @params.setter
+    def params(self, new: Mapping[str, Tensor]) -> None:
+        self._learner.params = dict(new)
+
+    @property
+    def parts(self) -> Mapping[str, Part]:
+        return self._learner.parts
+
+    @property
+    def round(self) -> int:
+        return self._learner.round
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        return self._learner.metrics
+
+    def seek(self, round: int) -> None:
+        self._faults.round = round
+        self._learner.seek(round)
+
+    def train(self) -> float:
+        with self._faults.during_training():
+            return self._learner.train()
+
+    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
+        with self._faults.during_training():
+            return self._learner.grad(at)
+
+    def evaluate(self) -> Metrics:
+        return self._learner.evaluate()
+
+    def state(self) -> Tensors:
+        return self._learner.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self._learner.load_state(state)

@@ -1,0 +1,66 @@
+"""Models for peers that come into a run: asked for at one end, given at the other."""
+
+from __future__ import annotations
+
+from typing import final
+
+from p2p_dml import wire
+from p2p_dml.transports._handshakes import Handshakes, Signature
+from p2p_dml.transports._outgoing import Outgoing
+from p2p_dml.transports._snapshots import Snapshots
+from p2p_dml.types import Payload, PeerId
+from p2p_dml.wire import Header, Kind
+
+
+@final
+class Newcomers:
+    """Both ends, at one peer. To ask for a model is also to ask to take part."""
+
+    def __init__(
+        self, signature: Signature, hands: Handshakes, outgoing: Outgoing, snapshots: Snapshots
+    ) -> None:
+        self._signature = signature
+        self._hands = hands
+        self._out = outgoing
+        self._snapshots = snapshots
+        self._asking: set[PeerId] = set()  # who wants this peer's model
+        self._given: dict[PeerId, Payload | None] = {}  # by whom this one asks for theirs
+
+    def on_ask(self, sender: PeerId) -> None:
+        """Remember who wants this peer's model, which is given at the end of a round."""
+        self._asking.add(sender)
+        self._hands.admit(sender)
+
+    def on_state(self, sender: PeerId, header: Header, payload: Payload) -> None:
+        """Take in what was asked for, and nothing else. Raises WireError."""
+        if sender in self._given:
+            self._hands.on_members(sender, header)
+            self._given[sender] = payload
+
+    def give(self, payload: Payload) -> None:
+        """Send it to all who have asked since the last time."""
+        slots, record = wire.slots_of(payload.tensors), self._hands.record()
+        header = self._signature.header(Kind.STATE, self._hands.tag, slots=slots, scalars=record)
+        data, block = wire.encode_header(header), self._snapshots.take(payload, slots)
+        for peer in self._asking:  # a connection that is lost would lose it too
+            act = self._out.deliver if self._hands.can_send_to(peer) else self._out.keep
+            act(peer, data, block)
+        self._asking.clear()
+
+    @property
+    def asking(self) -> frozenset[PeerId]:
+        """Who wants this peer's model."""
+        return frozenset(self._asking)
+
+    def ask(self, peer: PeerId) -> None:
+        """Ask `peer` for its model."""
+        self._given[peer] = None
+        header = self._signature.header(Kind.ASK, self._hands.tag)
+        self._out.deliver(peer, wire.encode_header(header))
+
+    def has_given(self, peer: PeerId) -> bool:
+        return self._given[peer] is not None
+
+    def take(self, peer: PeerId) -> Payload | None:
+        """What `peer` has given, if it has; what still comes of it is not taken."""
+        return self._given.pop(peer)

@@ -1,0 +1,193 @@
+"""Peers that are lost and come back, and peers that join a run which goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from p2p_dml.events import event_file, read_events
+
+if TYPE_CHECKING:
+    from tests.launchers.conftest import Ended, Shell
+
+pytestmark = pytest.mark.slow
+
+VICTIM, FATAL_ROUND, ROUNDS = 2, 5, 150
+
+LOOPS = '''
+import time
+from pathlib import Path
+from torch import nn
+
+def network():
+    return nn.Linear(2, 1)
+
+def slow(model, round, peer):
+    """Until peer 2 is there again nobody else goes far."""
+    started = Path("out/events/peer-002.jsonl").read_text().count('"started"')
+    if peer != 2 and round == 8:
+        while Path("out/events/peer-002.jsonl").read_text().count('"started"') < 2:
+            time.sleep(0.01)
+    time.sleep(0.02)
+    return 0.5
+
+def steady(model, round):
+    time.sleep(0.02)
+    return 0.5
+'''
+
+
+def tables(train: str, **more: object) -> dict[str, object]:
+    """Four peers, all hearing all, whose rounds take 20 ms."""
+    return {
+        "peers": 4,
+        "rounds": ROUNDS,
+        "strategy": "dpsgd",
+        "links": "complete",
+        "model": "loops:network",
+        "train": f"loops:{train}",
+        **more,
+    }
+
+
+def write(shell: Shell, run: dict[str, object]) -> str:
+    (shell.folder / "loops.py").write_text(LOOPS, encoding="utf-8")
+    return shell.write("run.toml", run)
+
+
+def events(shell: Shell, peer: int, *names: str) -> list[dict[str, Any]]:
+    file = event_file(shell.folder / "out", peer)
+    lines = read_events(file) if file.exists() else iter(())
+    return [line for line in lines if line["event"] in names]
+
+
+def kill(round_: int) -> dict[str, object]:
+    return {"peers": [VICTIM], "round": round_, "kind": "kill"}
+
+
+def lose_one(shell: Shell, **more: object) -> Ended:
+    """Run with peer 2 killed in round 5, and started again once."""
+    file = write(shell, tables("slow", faults=[kill(FATAL_ROUND)], restarts=1, **more))
+    return shell.run("run", file, "--out", "out", "--quiet")
+
+
+@pytest.mark.parametrize(
+    ("more", "source"),
+    [
+        ({}, "neighbour"),
+        ({"checkpoint_every": 1}, "checkpoint"),
+        ({"strategy": "sgp", "mixing": "push_uniform"}, "neighbour"),
+        ({"transport": {"scheme": "tcp"}}, "neighbour"),
+        ({"transport": {"encryption": "curve"}}, "neighbour"),
+    ],
+    ids=["neighbour's model", "own checkpoint", "push-sum", "at another port", "encrypted"],
+)
+def test_a_lost_peer_comes_back(shell: Shell, more: dict[str, object], source: str) -> None:
+    ended = lose_one(shell, **more)
+    assert (ended.code, ended.messages) == (0, [])
+    (entry,) = events(shell, VICTIM, "rejoined")
+    assert entry["source"] == source
+    gaps = [(FATAL_ROUND, entry["round"] - 1)]  # and where the others did not wait at once
+    gaps += [(event["first"], event["last"]) for event in events(shell, VICTIM, "skipped")]
+    left_out = {round_ for first, last in gaps for round_ in range(first, last + 1)}
+    own = [event["round"] for event in events(shell, VICTIM, "round_done")]
+    assert own == [round_ for round_ in range(1, ROUNDS + 1) if round_ not in left_out]
+    if source == "checkpoint":
+        assert entry["model_round"] == FATAL_ROUND - 1
+    else:
+        assert FATAL_ROUND <= entry["model_round"] < entry["round"]
+    for peer in {0, 1, 3}:
+        states = [e["state"] for e in events(shell, peer, "neighbour_changed")]
+        assert states[:2] == ["dead", "alive"]
+        missing = {e["round"]: e["missing"] for e in events(shell, peer, "round_done")}
+        assert all(each in ([], [VICTIM]) for each in missing.values())
+        assert missing[FATAL_ROUND] == [VICTIM]
+        assert missing[ROUNDS] == []
+
+
+def test_asynchronous_it_goes_on_where_it_was(shell: Shell) -> None:
+    assert lose_one(shell, pace="asynchronous", checkpoint_every=1).code == 0
+    (entry,) = events(shell, VICTIM, "rejoined")
+    assert (entry["source"], entry["round"]) == ("checkpoint", FATAL_ROUND)
+    own = [event["round"] for event in events(shell, VICTIM, "round_done")]
+    assert own == [*range(1, ROUNDS + 1)]
+
+
+def test_as_often_as_the_run_file_says_and_no_more(shell: Shell) -> None:
+    faults = [kill(FATAL_ROUND), kill(FATAL_ROUND + 20)]
+    file = write(shell, tables("slow", faults=faults, restarts=1))
+    ended = shell.run("run", file, "--out", "out", "--quiet")
+    assert ended.code == 1
+    assert ended.messages == ["error: peer 2 was ended by signal 9 (Killed)"]
+    assert len(events(shell, VICTIM, "started")) == 2
+
+
+def test_the_report_says_who_came_back_and_how(shell: Shell) -> None:
+    lose_one(shell, checkpoint_every=1)
+    page = (shell.folder / "out" / "report.html").read_text(encoding="utf-8")
+    (entry,) = events(shell, VICTIM, "rejoined")
+    assert f"peer 2 came into the run in round {entry['round']}, with its own model of" in page
+
+
+# ---- elastic runs -----------------------------------------------------------------------------
+
+
+def test_peers_join_and_leave_while_the_run_goes_on(shell: Shell) -> None:
+    file = write(shell, tables("steady", rounds=600, elastic=True, initial_peers=3))
+    process = shell.start("run", file, "--out", "out", "--quiet")
+    shell.wait_until(lambda: events(shell, 0, "round_done"), "the run goes on")
+    joining = shell.run("join", "out")
+    assert (joining.code, joining.out) == (0, "peer 3 joins out\n")
+    shell.wait_until(lambda: events(shell, 3, "round_done"), "peer 3 takes part")
+    too_many = shell.run("join", "out")
+    assert too_many.code == 2
+    assert "nobody can join: all 4 peers are running" in too_many.messages[0]
+    os.kill(events(shell, 1, "started")[0]["pid"], signal.SIGTERM)
+    assert shell.end(process).code == 5
+
+    (entry,) = events(shell, 3, "rejoined")
+    assert entry["source"] == "neighbour"
+    first = entry["round"]
+    (left,) = events(shell, 1, "finished")
+    for peer in (0, 2, 3):
+        rounds = {event["round"]: event for event in events(shell, peer, "round_done")}
+        assert max(rounds) == 600
+        # All knew of the newcomer from the same round on, and nobody missed it then.
+        assert [rounds[r]["neighbours"] for r in (first, first + 1)] == [3, 3]
+        assert all(r > left["round"] for r, event in rounds.items() if event["missing"])
+        # Nobody expects the one that left any more, a few rounds after it went.
+        assert rounds[left["round"] + 20]["neighbours"] == 2
+        if peer != 3:
+            assert rounds[first - 1]["neighbours"] == 2
+
+
+def test_who_never_joined_is_not_lost(shell: Shell) -> None:
+    file = write(shell, tables("steady", rounds=5, elastic=True, initial_peers=3))
+    ended = shell.run("run", file, "--out", "out", "--quiet")
+    assert ended.code == 0
+    assert "3 of 3" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"initial_peers": 3}, "initial_peers: needs elastic = true"),
+        ({"elastic": True, "initial_peers": 5}, "initial_peers: expected at most peers = 4"),
+        ({"elastic": True, "links": {"kind": "k_regular", "degree": 3}}, "must do for each"),
+    ],
+)
+def test_what_cannot_be_elastic(shell: Shell, more: dict[str, object], message: str) -> None:
+    ended = shell.run("run", write(shell, tables("steady", **more)), "--out", "out")
+    assert ended.code == 2
+    assert message in ended.messages[0]
+
+
+def test_nobody_joins_a_run_with_fixed_peers(shell: Shell) -> None:
+    file = write(shell, tables("steady", rounds=2))
+    assert shell.run("run", file, "--out", "out", "--quiet").code == 0
+    ended = shell.run("join", "out")
+    assert ended.code == 2
+    assert "its peers are fixed; set elastic = true" in ended.messages[0]
