@@ -38,7 +38,7 @@ def kind_at(now: float, seconds: float) -> str:
 
 def messages(peer: ZeroMQTransport, kind: str) -> Iterator[Message]:
     """Endless messages of a kind, as this peer would sign them."""
-    sign, tag = peer._signature.header, peer._hands.tag
+    sign, tag = peer.signature.header, peer._hands.tag
     block = [zmq.Frame(bytes(_MEGABYTE))] if kind == "large" else []
     slots = (Slot("x", "uint8", (_MEGABYTE,), 0, _MEGABYTE),) if kind == "large" else ()
     for i in itertools.count(1000):

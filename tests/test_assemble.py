@@ -12,7 +12,7 @@ from p2p_dml import config
 from p2p_dml.assemble import Blueprint, blueprint, load_data, model_of
 from p2p_dml.checks import check_needs
 from p2p_dml.errors import ConfigError
-from p2p_dml.launchers.single import limits_of
+from p2p_dml.launchers.life import limits_of
 from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
 from p2p_dml.network import Conditions
 from p2p_dml.strategies import STRATEGIES

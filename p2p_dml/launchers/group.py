@@ -26,11 +26,7 @@ from p2p_dml.errors import ExitCode, StorageError, TransportError, exit_code_of
 from p2p_dml.events import Checkpointed, EventLog, Finished, Joined, event_file
 from p2p_dml.keys import Keys
 from p2p_dml.launchers.endings import Ending, judge
-from p2p_dml.launchers.meeting import Meeting
-from p2p_dml.launchers.process import keep_freed_memory, memory_mb, release_freed_memory
-from p2p_dml.launchers.ranks import Choice
-from p2p_dml.launchers.resuming import Start
-from p2p_dml.launchers.single import (
+from p2p_dml.launchers.life import (
     LARGE_MODEL_BYTES,
     AnyLearner,
     Introduce,
@@ -38,6 +34,10 @@ from p2p_dml.launchers.single import (
     limits_of,
     started_event,
 )
+from p2p_dml.launchers.meeting import Meeting
+from p2p_dml.launchers.process import keep_freed_memory, memory_mb, release_freed_memory
+from p2p_dml.launchers.ranks import Choice
+from p2p_dml.launchers.resuming import Start
 from p2p_dml.launchers.stopping import (
     GRACE_S,
     LAST_WORDS_S,

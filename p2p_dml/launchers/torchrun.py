@@ -22,9 +22,9 @@ from p2p_dml.errors import ExitCode, P2PError, StartupError, TransportError, exi
 from p2p_dml.launchers.arriving import Arrival, Prepared, Wish, follow_leader
 from p2p_dml.launchers.endings import Ending, judge, reporter
 from p2p_dml.launchers.group import Result, Seat, run_in_group
+from p2p_dml.launchers.life import Terms, in_words, run_peer
 from p2p_dml.launchers.meeting import Meeting, meet
 from p2p_dml.launchers.ranks import Ranks, role_of
-from p2p_dml.launchers.single import in_words, run_peer
 from p2p_dml.launchers.stopping import GRACE_S, LAST_WORDS_S, StoppedEarly, Stopping
 from p2p_dml.learners.parallel import ranks_per_peer
 
@@ -211,11 +211,13 @@ class _Rank:
                 seat.run,
                 seat.bind,
                 seat.introduce,
-                keys=seat.keys,
-                home=seat.device,
-                on_round=update,
-                patient=True,
-                start=seat.start,
+                Terms(
+                    keys=seat.keys,
+                    home=seat.device,
+                    on_round=update,
+                    patient=True,
+                    start=seat.start,
+                ),
             )
             is_done = True
         except TransportError as error:

@@ -80,7 +80,7 @@ class ZeroMQTransport:
         where peers come and go.
         """
         self.me = me
-        self._signature = Signature(me, digest, incarnation)
+        self.signature = Signature(me, digest, incarnation)
         self._limits = limits
         self.on_event = on_event
         self._context = zmq.Context(_IO_THREADS)
@@ -100,7 +100,7 @@ class ZeroMQTransport:
         self._farewells: set[PeerId] = set()
         self._refusals = Refusals()
         self._hands = Handshakes(
-            self._signature,
+            self.signature,
             self._in,
             self._out,
             self._liveness,
@@ -108,7 +108,7 @@ class ZeroMQTransport:
             self._complain,
             members,
         )
-        self._newcomers = Newcomers(self._signature, self._hands, self._out, self._snapshots)
+        self._newcomers = Newcomers(self.signature, self._hands, self._out, self._snapshots)
 
     def _bind(self, address: str) -> str:
         """Listen on `address`; returns it with the port that was taken."""
@@ -227,7 +227,7 @@ class ZeroMQTransport:
         for peer, payload in outbox_of(sent).items():
             if id(payload) not in frames:
                 slots = wire.slots_of(payload.tensors)
-                header = self._signature.header(
+                header = self.signature.header(
                     Kind.ROUND, tag, scalars=payload.scalars, slots=slots
                 )
                 block = self._snapshots.take(payload, slots)
@@ -279,7 +279,7 @@ class ZeroMQTransport:
         """Say goodbye, wait (bounded) until neighbours have read everything, free the sockets."""
         if self._context.closed:
             return
-        goodbye = wire.encode_header(self._signature.header(Kind.GOODBYE, self._hands.tag))
+        goodbye = wire.encode_header(self.signature.header(Kind.GOODBYE, self._hands.tag))
         waiting = {
             j for j in self._out if self._liveness.is_connected(j) or self._out.has_waiting(j)
         }
