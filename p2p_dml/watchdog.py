@@ -13,20 +13,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, final
 
-from torch import Tensor
-
+from p2p_dml.attended import AttendedLearner
 from p2p_dml.checkpoint import Write
 from p2p_dml.config import WatchdogConfig
 from p2p_dml.errors import ExitCode, P2PError
 from p2p_dml.events import Event, Finished, Stuck
-from p2p_dml.peer import LocalLearner, Metrics
-from p2p_dml.types import Mail, Part, PeerId, Sent, Tag, Tensors, Transport
+from p2p_dml.peer import LocalLearner
+from p2p_dml.types import Mail, PeerId, Sent, Tag, Tensors, Transport
 
 Phase = Literal["train", "send", "wait", "mix", "evaluate", "checkpoint", "log"]
 Report = Callable[[Event], None]
@@ -100,6 +99,12 @@ class Watchdog:
         """From now on the peer is in `round`."""
         self._step = replace(self._step, round=round)
 
+    def during_training(self) -> AbstractContextManager[None]:
+        return self.during("train")
+
+    def during_evaluation(self) -> AbstractContextManager[None]:
+        return self.during("evaluate")
+
     def log(self, event: Event) -> None:
         """Write an event, and watch that."""
         with self._writing, self.during("log"):
@@ -107,7 +112,7 @@ class Watchdog:
 
     def learner(self, learner: LocalLearner) -> LocalLearner:
         """`learner`, whose training and evaluation are watched."""
-        return _WatchedLearner(learner, self)
+        return AttendedLearner(learner, self)
 
     def transport(self, transport: Transport) -> Transport:
         """`transport`, whose sending is watched."""
@@ -195,57 +200,6 @@ def _stacks() -> Iterator[str]:
     for ident, frame in sys._current_frames().items():
         yield f"thread {names.get(ident, ident)}:\n"
         yield from traceback.format_stack(frame)
-
-
-@final
-class _WatchedLearner:
-    """The learner as the loop sees it."""
-
-    def __init__(self, learner: LocalLearner, watchdog: Watchdog) -> None:
-        self._learner = learner
-        self._watchdog = watchdog
-
-    @property
-    def params(self) -> Tensors:
-        return self._learner.params
-
-    @params.setter
-    def params(self, new: Mapping[str, Tensor]) -> None:
-        self._learner.params = dict(new)
-
-    @property
-    def parts(self) -> Mapping[str, Part]:
-        return self._learner.parts
-
-    @property
-    def round(self) -> int:
-        return self._learner.round
-
-    @property
-    def metrics(self) -> Mapping[str, float]:
-        return self._learner.metrics
-
-    def seek(self, round: int) -> None:
-        self._watchdog.seek(round)
-        self._learner.seek(round)
-
-    def train(self) -> float:
-        with self._watchdog.during("train"):
-            return self._learner.train()
-
-    def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        with self._watchdog.during("train"):
-            return self._learner.grad(at)
-
-    def evaluate(self) -> Metrics:
-        with self._watchdog.during("evaluate"):
-            return self._learner.evaluate()
-
-    def state(self) -> Tensors:
-        return self._learner.state()
-
-    def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self._learner.load_state(state)
 
 
 @final

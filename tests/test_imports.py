@@ -18,7 +18,7 @@ LEVELS = (
     ("kernels", "links", "plugins"),
     ("strategies", "hypernet"),
     ("wire", "events", "config", "keys", "liveness", "mailbox", "network", "pace"),
-    ("peer", "drive", "simulate", "checkpoint", "states", "meter", "reading"),
+    ("peer", "drive", "simulate", "checkpoint", "states", "meter", "reading", "attended"),
     ("transports", "learners", "data", "models", "layers", "faults", "watchdog"),
     ("assemble",),
     ("checks",),

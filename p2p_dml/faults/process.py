@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
@@ -23,12 +23,12 @@ from typing import Protocol, final
 import torch
 from torch import nn
 
+from p2p_dml.attended import AttendedLearner
 from p2p_dml.checkpoint import write_file
 from p2p_dml.config import FaultPhase
 from p2p_dml.errors import TrainingError
 from p2p_dml.events import Event, EventLog
 from p2p_dml.faults._files import write_half
-from p2p_dml.faults._learner import FaultyLearner
 from p2p_dml.faults._plan import Agenda, Fault, halves, injected, nan_like, spoilt
 from p2p_dml.pace import Clock, WallClock
 from p2p_dml.peer import LocalLearner
@@ -81,7 +81,7 @@ class Injector:
     @property
     def learner(self) -> LocalLearner:
         """The learner, in whose training things go wrong."""
-        return FaultyLearner(self._inner, self)
+        return AttendedLearner(self._inner, self)
 
     def transport(self, transport: Transport) -> Transport:
         """`transport`, in whose exchanges things go wrong."""
@@ -99,6 +99,14 @@ class Injector:
     def take(self, phase: FaultPhase) -> Fault | None:
         """What is due now."""
         return self._agenda.take(self.round, phase)
+
+    def seek(self, round: int) -> None:
+        """From now on the peer is in `round`."""
+        self.round = round
+
+    def during_evaluation(self) -> AbstractContextManager[None]:
+        """Nothing goes wrong there."""
+        return nullcontext()
 
     @contextmanager
     def during_training(self) -> Iterator[None]:

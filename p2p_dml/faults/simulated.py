@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import final
 
+from p2p_dml.attended import AttendedLearner
 from p2p_dml.checkpoint import write_file
 from p2p_dml.config import FaultPhase
 from p2p_dml.errors import ConfigError, ExitCode
 from p2p_dml.events import Event
 from p2p_dml.faults._files import write_half
-from p2p_dml.faults._learner import FaultyLearner
 from p2p_dml.faults._plan import Agenda, Fault, halves, injected, spoilt
 from p2p_dml.peer import Delivery, Exchange, LocalLearner, PeerLoop
 from p2p_dml.simulate import Rounds
@@ -45,6 +45,14 @@ class Fate:
         self._agenda = agenda
         self._on_event = on_event
 
+    def seek(self, round: int) -> None:
+        """From now on the peer is in `round`."""
+        self.round = round
+
+    def during_evaluation(self) -> AbstractContextManager[None]:
+        """Nothing goes wrong there."""
+        return nullcontext()
+
     @contextmanager
     def during_training(self) -> Iterator[None]:
         if self._is_due("train"):
@@ -53,7 +61,7 @@ class Fate:
 
     def learner(self, learner: LocalLearner) -> LocalLearner:
         """`learner`, in whose training the peer may be killed."""
-        return FaultyLearner(learner, self)
+        return AttendedLearner(learner, self)
 
     def write(self, tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
         """Write a checkpoint; only half of it if that is where the peer is killed."""

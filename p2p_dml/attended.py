@@ -1,4 +1,4 @@
-"""The learner as a loop sees it whose peer has faults planned."""
+"""A learner with somebody beside it, who hears of its rounds and may act around its training."""
 
 from __future__ import annotations
 
@@ -12,23 +12,29 @@ from p2p_dml.peer import LocalLearner, Metrics
 from p2p_dml.types import Part, Tensors
 
 
-class Faults(Protocol):
-    """What goes wrong in the local training of a peer."""
+class Attendant(Protocol):
+    """Who is beside a learner."""
 
-    round: int
+    def seek(self, round: int) -> None:
+        """The learner is in `round` from now on."""
+        ...
 
     def during_training(self) -> AbstractContextManager[None]:
         """Entered around each training, and each gradient that is asked for."""
         ...
 
+    def during_evaluation(self) -> AbstractContextManager[None]:
+        """Entered around each evaluation."""
+        ...
+
 
 @final
-class FaultyLearner:
-    """The learner as the loop sees it, with faults in its training."""
+class AttendedLearner:
+    """The learner as the loop sees it."""
 
-    def __init__(self, learner: LocalLearner, faults: Faults) -> None:
+    def __init__(self, learner: LocalLearner, attendant: Attendant) -> None:
         self._learner = learner
-        self._faults = faults
+        self._attendant = attendant
 
     @property
     def params(self) -> Tensors:
@@ -51,19 +57,20 @@ class FaultyLearner:
         return self._learner.metrics
 
     def seek(self, round: int) -> None:
-        self._faults.round = round
+        self._attendant.seek(round)
         self._learner.seek(round)
 
     def train(self) -> float:
-        with self._faults.during_training():
+        with self._attendant.during_training():
             return self._learner.train()
 
     def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        with self._faults.during_training():
+        with self._attendant.during_training():
             return self._learner.grad(at)
 
     def evaluate(self) -> Metrics:
-        return self._learner.evaluate()
+        with self._attendant.during_evaluation():
+            return self._learner.evaluate()
 
     def state(self) -> Tensors:
         return self._learner.state()
