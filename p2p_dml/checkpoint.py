@@ -68,11 +68,12 @@ def save(run: Path, checkpoint: Checkpoint, write: Write = write_file) -> str:
         write(_apart(checkpoint.tensors), temporary, {_KEY: json.dumps(_signed(checkpoint))})
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):  # the folder itself may be what is missing
-            temporary.unlink()
         raise StorageError(
             f"peer {checkpoint.peer}, round {checkpoint.round}: cannot write {path}: {error}"
         ) from error
+    finally:  # whatever it was, memory too: no half of a file stays
+        with suppress(OSError):  # by now it is moved; or the folder itself is what is missing
+            temporary.unlink()
     return name
 
 

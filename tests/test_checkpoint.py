@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from p2p_dml import checkpoint
 from p2p_dml.checkpoint import Checkpoint
 from p2p_dml.errors import ConfigError, StorageError
+from p2p_dml.types import Tensors
 
 FLAT = torch.arange(10.0)
 WHOLE = Checkpoint(
@@ -228,3 +229,13 @@ def test_the_newest_whole_one_of_a_run_counts(tmp_path: Path) -> None:
     assert found is not None
     assert found.round == 30
     assert checkpoint.newest(tmp_path, 4, "ab12") is None
+
+
+def test_whatever_fails_no_half_of_a_file_stays(tmp_path: Path) -> None:
+    def starve(tensors: Tensors, path: Path, metadata: dict[str, str]) -> None:
+        path.write_bytes(b"half")
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        checkpoint.save(tmp_path, WHOLE, starve)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
