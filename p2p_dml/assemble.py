@@ -143,21 +143,15 @@ def schedule_of(config: RunConfig) -> LinkSchedule:
     Where peers come and go it is one that changes with what this process hears of them.
     """
 
-    def of(num_peers: int) -> LinkSchedule:
-        return links.build(config.links, num_peers, config.seed, config.folder)
-
     if not config.elastic:
-        return of(config.peers)
-    for num_peers in range(2, config.peers + 1):
-        try:
-            of(num_peers)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{error}; with elastic = true there may be any number of peers up to "
-                f"{config.peers}, and the links must do for each"
-            ) from error
+        return links_for(config, config.peers)
     members = Members(config.first_peers, config.peers)
-    return Elastic(members, of, strategy_of(config).exchanges)
+    return Elastic(members, functools.partial(links_for, config), strategy_of(config).exchanges)
+
+
+def links_for(config: RunConfig, num_peers: int) -> LinkSchedule:
+    """The schedule that the run file describes, of so many peers."""
+    return links.build(config.links, num_peers, config.seed, config.folder)
 
 
 def network_of(config: RunConfig, exchanges: int) -> Network | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Protocol, final
+from typing import Literal, Protocol, final
 
 from torch import Tensor
 
 from p2p_dml.peer import LocalLearner, Metrics
 from p2p_dml.types import Part, Tensors
+
+Activity = Literal["train", "evaluate"]
 
 
 class Attendant(Protocol):
@@ -19,12 +21,8 @@ class Attendant(Protocol):
         """The learner is in `round` from now on."""
         ...
 
-    def during_training(self) -> AbstractContextManager[None]:
-        """Entered around each training, and each gradient that is asked for."""
-        ...
-
-    def during_evaluation(self) -> AbstractContextManager[None]:
-        """Entered around each evaluation."""
+    def during(self, phase: Activity) -> AbstractContextManager[None]:
+        """Entered around each training, each gradient that is asked for, and each evaluation."""
         ...
 
 
@@ -61,15 +59,15 @@ class AttendedLearner:
         self._learner.seek(round)
 
     def train(self) -> float:
-        with self._attendant.during_training():
+        with self._attendant.during("train"):
             return self._learner.train()
 
     def grad(self, at: Mapping[str, Tensor]) -> Tensors:
-        with self._attendant.during_training():
+        with self._attendant.during("train"):
             return self._learner.grad(at)
 
     def evaluate(self) -> Metrics:
-        with self._attendant.during_evaluation():
+        with self._attendant.during("evaluate"):
             return self._learner.evaluate()
 
     def state(self) -> Tensors:

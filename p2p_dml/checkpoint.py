@@ -67,13 +67,14 @@ def save(run: Path, checkpoint: Checkpoint, write: Write = write_file) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(_apart(checkpoint.tensors), temporary, {_KEY: json.dumps(_signed(checkpoint))})
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:  # want of memory too: no half of a file stays
+        with suppress(OSError):  # the folder itself may be what is missing
+            temporary.unlink()
+        if not isinstance(error, (OSError, SafetensorError)):
+            raise
         raise StorageError(
             f"peer {checkpoint.peer}, round {checkpoint.round}: cannot write {path}: {error}"
         ) from error
-    finally:  # whatever it was, memory too: no half of a file stays
-        with suppress(OSError):  # by now it is moved; or the folder itself is what is missing
-            temporary.unlink()
     return name
 
 

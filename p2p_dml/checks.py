@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from p2p_dml.assemble import Blueprint, learner_of
+from p2p_dml.assemble import Blueprint, learner_of, links_for
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError
 from p2p_dml.kernels.mixing import is_doubly_stochastic, mixing_matrix
@@ -41,6 +41,8 @@ def check_needs(shared: Blueprint) -> None:
     """
     config = shared.config
     check_pace(shared)
+    if config.elastic:
+        _check_sizes(config)
     graphs = [shared.schedule(tick) for tick in range(LOOKAHEAD)]
     symmetric = all(graph.is_symmetric for graph in graphs)
     if config.mixing == "metropolis" and not symmetric:
@@ -64,6 +66,18 @@ def check_needs(shared: Blueprint) -> None:
                 f"strategy {config.strategy.get('name')!r} needs {need.value}; links = "
                 f"{config.links} with mixing = {config.mixing!r} do not give that; {_FIXES[need]}"
             )
+
+
+def _check_sizes(config: RunConfig) -> None:
+    """Raise ConfigError unless the links do for as many peers as there may come to be."""
+    for num_peers in range(2, config.peers + 1):
+        try:
+            links_for(config, num_peers)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}; with elastic = true there may be any number of peers up to "
+                f"{config.peers}, and the links must do for each"
+            ) from error
 
 
 _FIXES = {

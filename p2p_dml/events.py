@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, final
 
 from p2p_dml.errors import StorageError, TrainingError
 from p2p_dml.types import PeerId
@@ -312,3 +312,48 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
                 continue
             if line.endswith("\n"):
                 yield event
+
+
+# How EventLog begins each line. Quotes inside strings are escaped, so it is nowhere else.
+_BEGIN = b'{"event": '
+
+
+def parse(line: bytes) -> dict[str, Any] | None:
+    """The event in one line; None for one that is torn or no event.
+
+    A peer that was killed while writing and came back appends to its half line: what follows the
+    torn half is still read.
+    """
+    try:
+        event = json.loads(line[max(0, line.rfind(_BEGIN)) :])
+    except ValueError:
+        return None
+    return event if isinstance(event, dict) and "event" in event and "t" in event else None
+
+
+@final
+class EventTail:
+    """An event file that grows, read in instalments; costs one `stat` if nothing was appended."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._half_line = b""
+
+    def lines(self) -> list[bytes]:
+        """Lines completed since the last call; one without its end waits for the next."""
+        try:
+            if self._path.stat().st_size <= self._offset:
+                return []
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                fresh = file.read()
+        except FileNotFoundError:
+            return []
+        self._offset += len(fresh)
+        *lines, self._half_line = (self._half_line + fresh).split(b"\n")
+        return lines
+
+    def read(self) -> list[dict[str, Any]]:
+        """The events in these lines, whatever state a killed peer left them in."""
+        return [event for event in map(parse, self.lines()) if event is not None]

@@ -313,12 +313,11 @@ class Mailbox(Protocol):
 class Membership(Protocol):
     """Who takes part in a run where peers come and go, as far as one peer knows."""
 
-    def has(self, peer: PeerId, round: int) -> bool:
-        """Whether `peer` takes part in a round."""
-        ...
+    def admit(self, peer: PeerId, round: int) -> bool:
+        """Let `peer` take part, from a round on that all will know of, if it is `round` now.
 
-    def admit(self, peer: PeerId, round: int) -> None:
-        """Let `peer` take part, from a round on that all will know of, if it is `round` now."""
+        Whether it has not been let in before.
+        """
         ...
 
     def record(self) -> Mapping[str, float]:

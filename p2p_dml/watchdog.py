@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, final
@@ -98,12 +98,6 @@ class Watchdog:
     def seek(self, round: int) -> None:
         """From now on the peer is in `round`."""
         self._step = replace(self._step, round=round)
-
-    def during_training(self) -> AbstractContextManager[None]:
-        return self.during("train")
-
-    def during_evaluation(self) -> AbstractContextManager[None]:
-        return self.during("evaluate")
 
     def log(self, event: Event) -> None:
         """Write an event, and watch that."""

@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
@@ -23,7 +23,7 @@ from typing import Protocol, final
 import torch
 from torch import nn
 
-from p2p_dml.attended import AttendedLearner
+from p2p_dml.attended import Activity, AttendedLearner
 from p2p_dml.checkpoint import write_file
 from p2p_dml.config import FaultPhase
 from p2p_dml.errors import TrainingError
@@ -104,17 +104,13 @@ class Injector:
         """From now on the peer is in `round`."""
         self.round = round
 
-    def during_evaluation(self) -> AbstractContextManager[None]:
-        """Nothing goes wrong there."""
-        return nullcontext()
-
     @contextmanager
-    def during_training(self) -> Iterator[None]:
-        """Do what is due at the second use of the model, or at the end if there is none.
+    def during(self, phase: Activity) -> Iterator[None]:
+        """In training, do what is due at the second use of the model, or at the end if none is.
 
         What becomes NaN does so at the end, so that it is sent.
         """
-        fault = self.take("train")
+        fault = self.take("train") if phase == "train" else None
         if fault is None:
             yield
             return

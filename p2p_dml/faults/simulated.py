@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import final
 
-from p2p_dml.attended import AttendedLearner
+from p2p_dml.attended import Activity, AttendedLearner
 from p2p_dml.checkpoint import write_file
 from p2p_dml.config import FaultPhase
 from p2p_dml.errors import ConfigError, ExitCode
@@ -20,8 +20,11 @@ from p2p_dml.simulate import Rounds
 from p2p_dml.types import PeerId, Tensors
 
 
-class _Killed(Exception):
-    """A peer was killed in its training, or while it wrote a checkpoint."""
+class _Killed(BaseException):
+    """A peer was killed in its training, or while it wrote a checkpoint.
+
+    No error, so that nobody cleans up after it, as nobody does after SIGKILL.
+    """
 
 
 def check_possible(faults: Mapping[PeerId, Collection[Fault]]) -> None:
@@ -49,13 +52,10 @@ class Fate:
         """From now on the peer is in `round`."""
         self.round = round
 
-    def during_evaluation(self) -> AbstractContextManager[None]:
-        """Nothing goes wrong there."""
-        return nullcontext()
-
     @contextmanager
-    def during_training(self) -> Iterator[None]:
-        if self._is_due("train"):
+    def during(self, phase: Activity) -> Iterator[None]:
+        """Be killed in training, if that is due."""
+        if phase == "train" and self._is_due("train"):
             raise _Killed
         yield
 

@@ -129,12 +129,20 @@ def memory_mb() -> tuple[float, float] | None:
     None where they cannot be read, such as for want of a file descriptor.
     """
     try:
-        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()
+        sizes = proc_table(Path("/proc/self/smaps_rollup"))
     except OSError:
         return None
-    table = {key: rest for key, _, rest in (line.partition(":") for line in lines)}
-    pss, rss = (int(table[key].split()[0]) * 1024 / 1e6 for key in ("Pss", "Rss"))
-    return pss, rss
+    return sizes["Pss"] * 1024 / 1e6, sizes["Rss"] * 1024 / 1e6
+
+
+def proc_table(file: Path) -> dict[str, int]:
+    """The lines `Key: number unit` of a file in /proc; other lines are left out. OSError: gone."""
+    found = {}
+    for line in file.read_text(encoding="utf-8").splitlines():
+        key, _, rest = line.partition(":")
+        with suppress(ValueError, IndexError):
+            found[key] = int(rest.split()[0])
+    return found
 
 
 def is_out_of_memory(error: BaseException) -> bool:

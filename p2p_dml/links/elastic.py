@@ -107,10 +107,15 @@ class Elastic:
                 senders[peers[place]] = tuple(peers[other] for other in heard)
         return Graph(tuple(senders))
 
-    def admit(self, peer: PeerId, round: int) -> None:
-        """Let `peer` take part, from a round on that all will know of, if it is `round` now."""
-        if not self.members.is_to_stay(peer):
+    def admit(self, peer: PeerId, round: int) -> bool:
+        """Let `peer` take part, from a round on that all will know of, if it is `round` now.
+
+        Whether it has not been let in before.
+        """
+        is_new = not self.members.is_to_stay(peer)
+        if is_new:
             self.members.join(peer, self._in_time(round))
+        return is_new
 
     def dismiss(self, peer: PeerId, round: int) -> None:
         """Let `peer` go, after a round by which all will know of it, if it is `round` now."""

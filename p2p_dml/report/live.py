@@ -19,9 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from p2p_dml.events import event_file
+from p2p_dml.events import EventTail, event_file
 from p2p_dml.report._progress import PeerProgress, Progress, State, most_interesting
-from p2p_dml.report._tail import EventTail
 from p2p_dml.report._units import ABSENT, clock, digits, human_bytes, percent, plural
 
 _STYLES: dict[State, str] = {

@@ -15,8 +15,7 @@ from typing import Any, final
 import numpy as np
 
 from p2p_dml.errors import ConfigError
-from p2p_dml.events import PHASES, event_file, standing
-from p2p_dml.report._tail import EventTail
+from p2p_dml.events import PHASES, EventTail, event_file, standing
 from p2p_dml.report._values import Evaluations, Floats, Ints, Line, Meta, PeerRecord, Rounds, Run
 from p2p_dml.tables import check
 from p2p_dml.types import PeerId

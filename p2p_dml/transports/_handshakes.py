@@ -191,7 +191,7 @@ class Handshakes:
         peer = header.sender
         is_alive = self._liveness.is_connected(peer)
         self.admission.check_hello(header, self._answering.get(peer) if is_alive else None)
-        self._learn(peer, header.scalars)
+        self.learn(header)
         if self.book and peer not in self.book:
             if self._members is None:
                 raise unknown(peer)
@@ -248,7 +248,7 @@ class Handshakes:
         return None
 
     def _on_welcome(self, peer: PeerId, header: Header) -> None:
-        self._learn(peer, header.scalars)
+        self.learn(header)
         self._liveness.welcomed(peer)
         self._answering[peer] = header.incarnation
         self.hear(peer, header.tag)
@@ -269,21 +269,15 @@ class Handshakes:
         """What is known of who takes part, where peers come and go."""
         return self._members.record() if self._members is not None else {}
 
-    def on_members(self, sender: PeerId, header: Header) -> None:
-        """Take in, and pass on, what `sender` knows. Raises WireError."""
-        self._learn(sender, header.scalars)
-
-    def _learn(self, source: PeerId, record: Mapping[str, float]) -> None:
-        if self._members is not None and self._members.merge(record):
-            self.spread({source})
+    def learn(self, header: Header) -> None:
+        """Take in, and pass on, what its sender knows. Raises WireError."""
+        if self._members is not None and self._members.merge(header.scalars):
+            self.spread({header.sender})
 
     def admit(self, peer: PeerId) -> None:
         """Let a peer that has asked take part, and tell the others."""
-        if self._members is not None:
-            before = dict(self.record())
-            self._members.admit(peer, self.tag.round)
-            if before != self.record():
-                self.spread(set())
+        if self._members is not None and self._members.admit(peer, self.tag.round):
+            self.spread(())
 
     def spread(self, but: Collection[PeerId]) -> None:
         """Tell all that are connected, but for some, who takes part."""

@@ -34,7 +34,7 @@ class Newcomers:
     def on_state(self, sender: PeerId, header: Header, payload: Payload) -> None:
         """Take in what was asked for, and nothing else. Raises WireError."""
         if sender in self._given:
-            self._hands.on_members(sender, header)
+            self._hands.learn(header)
             self._given[sender] = payload
 
     def give(self, payload: Payload) -> None:

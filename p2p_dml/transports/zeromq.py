@@ -364,7 +364,7 @@ class ZeroMQTransport:
         elif header.kind is Kind.ASK:
             self._newcomers.on_ask(sender)
         elif header.kind is Kind.MEMBERS:
-            self._hands.on_members(sender, header)
+            self._hands.learn(header)
         elif header.kind is Kind.STATE:
             self._newcomers.on_state(sender, header, payload)
 

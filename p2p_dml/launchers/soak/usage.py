@@ -11,6 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import final
 
+from p2p_dml.launchers.process import proc_table
+
 TOLERANCE = 0.05
 """By how much what a process holds may differ from its level after warm-up."""
 
@@ -51,8 +53,8 @@ def life_of(pid: int) -> Life | None:
 def usage_of(pid: int) -> Usage | None:
     """What a process holds; None if it is gone."""
     try:
-        pages = _table(Path(f"/proc/{pid}/smaps_rollup"))
-        threads = _table(Path(f"/proc/{pid}/status"))["Threads"]
+        pages = proc_table(Path(f"/proc/{pid}/smaps_rollup"))
+        threads = proc_table(Path(f"/proc/{pid}/status"))["Threads"]
         descriptors = len(os.listdir(f"/proc/{pid}/fd"))
         own = pages["Private_Clean"] + pages["Private_Dirty"]
         return Usage(
@@ -63,16 +65,6 @@ def usage_of(pid: int) -> Usage | None:
         )
     except (OSError, KeyError):
         return None
-
-
-def _table(file: Path) -> dict[str, int]:
-    """Lines `Key: number unit`; other lines are left out."""
-    found = {}
-    for line in file.read_text(encoding="utf-8").splitlines():
-        key, _, rest = line.partition(":")
-        with suppress(ValueError, IndexError):
-            found[key] = int(rest.split()[0])
-    return found
 
 
 def level(samples: Iterable[Usage]) -> Usage:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any, final
 
-from p2p_dml.events import event_file
+from p2p_dml.events import EventTail, event_file
 from p2p_dml.launchers.soak.usage import Life, life_of
 from p2p_dml.types import PeerId
 
@@ -59,7 +59,7 @@ class Watch:
         """`bound_s`: for so long a peer that no fault befell may do no round."""
         self.views = {peer: View() for peer in range(peers)}
         self.num_lines = 0
-        self._tails = {peer: _Tail(event_file(run, peer)) for peer in range(peers)}
+        self._tails = {peer: EventTail(event_file(run, peer)) for peer in range(peers)}
         self._bound_s = bound_s
         self._broken = broken
         self._best_accuracy = 0.0
@@ -96,7 +96,7 @@ class Watch:
 
     # ---- one line -------------------------------------------------------------------------
 
-    def _take(self, peer: PeerId, text: str) -> None:
+    def _take(self, peer: PeerId, text: bytes) -> None:
         view = self.views[peer]
         try:
             line: Mapping[str, Any] = json.loads(text)
@@ -155,25 +155,3 @@ def told(peer: PeerId, why: str) -> str:
 def _is_free(view: View, since: float) -> bool:
     """Whether nothing has befallen a peer since then."""
     return view.excused_until is not None and view.excused_until <= since
-
-
-@final
-class _Tail:
-    """What is appended to a file, by whole lines."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._offset = 0
-        self._rest = b""
-
-    def lines(self) -> Iterator[str]:
-        """Yield the lines that are new and ended."""
-        try:
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                chunk = file.read()
-        except FileNotFoundError:
-            return
-        self._offset += len(chunk)
-        *lines, self._rest = (self._rest + chunk).split(b"\n")
-        yield from (line.decode(errors="replace") for line in lines)

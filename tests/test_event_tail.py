@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from p2p_dml.report._tail import EventTail, parse
+from p2p_dml.events import EventTail, parse
 
 
 def test_reads_each_line_once_and_only_when_it_is_complete(tmp_path: Path) -> None:
