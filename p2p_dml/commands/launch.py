@@ -29,13 +29,16 @@ def launch(
     """Run all peers on several hosts: check them, install, start, collect, clean up."""
     from p2p_dml.launchers.ssh import hosts as hosts_files
     from p2p_dml.launchers.ssh import launch as launcher
+    from p2p_dml.launchers.ssh.environments import Environments
+    from p2p_dml.launchers.ssh.wheel import build
 
     console = Console()
     cluster = hosts_files.read(hosts)
     settings, past = settings_of(file, resume, set_ or [], out, "launch")
     with Watch(settings, console, quiet) as watch:
         voice = launcher.Voice(say=sayer(console, quiet), watch=watch.begin)
-        outcome = launcher.launch(cluster, settings, out, voice, past)
+        quarters = Environments(cluster, build())
+        outcome = launcher.launch(cluster, settings, quarters, out, voice, past)
     finish(outcome.folder, outcome.verdict, console)
     raise typer.Exit(outcome.exit_code)
 

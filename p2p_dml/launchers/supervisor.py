@@ -142,15 +142,7 @@ def supervise(order: Mapping[str, Any], launcher: Line) -> None:
         done = min(starts.values()) if starts else 0
         last = LastRound.create(scratch / LAST_ROUND, config.peers, done)
         host = _Host(launcher, crew, stack.enter_context(closing(last)))
-        dataset, shards = load_data(config)
-        shared = blueprint(config, dataset, shards)
-        model = check_all(shared)
-        folder.create(run, shared, model, "launch", order["started"])
-        lay_out(dataset, {peer: shards[peer] for peer in peers if shards}, scratch)
-        ready = {"facts": _facts(run), "data": digest(dataset)}
-        if past:
-            ready["before"] = _take_up(past, shared, model, home, run)
-        launcher.say({"ready": ready})
+        launcher.say({"ready": _prepare(config, order, scratch)})
         host.wait_for("begin")
         desk = Desk(scratch / "desk.sock", peers)
         listen = order["listen"]
@@ -159,6 +151,23 @@ def supervise(order: Mapping[str, Any], launcher: Line) -> None:
         exit_codes = host.run(desk, config, scratch)
         errors = last_words(scratch, peers)
         launcher.say({"over": {"exit_codes": exit_codes, "errors": errors}})
+
+
+def _prepare(config: RunConfig, order: Mapping[str, Any], scratch: Path) -> Mapping[str, Any]:
+    """Check the run, make its folder, lay data out in `scratch`; what the launcher compares.
+
+    Nothing of data and model stays in this process, whose memory may count as a peer's.
+    """
+    home, run, past = Path(order["home"]), Path(order["run"]), order["past"]
+    dataset, shards = load_data(config)
+    shared = blueprint(config, dataset, shards)
+    model = check_all(shared)
+    folder.create(run, shared, model, "launch", order["started"])
+    lay_out(dataset, {peer: shards[peer] for peer in order["peers"] if shards}, scratch)
+    ready = {"facts": _facts(run), "data": digest(dataset)}
+    if past:
+        ready["before"] = _take_up(past, shared, model, home, run)
+    return ready
 
 
 def _facts(run: Path) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """Peers in real containers: `p2p-dml up` from the run file to the report, whatever happens to them.
 
-Needs a docker engine, or root and dockerd, which is started then and stopped at the end. The image
-is built from this checkout's Dockerfile; an image of Python is made from Debian's packages where no
-registry can be reached.
+Needs a docker engine, or root and dockerd, which is started then.
 """
 
 from __future__ import annotations
@@ -11,13 +9,11 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, final
 
@@ -34,12 +30,8 @@ from p2p_dml.launchers.containers import docker
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 
 ROOT = Path(__file__).parents[2]
-IMAGE_VARIABLE = "P2P_DML_TEST_IMAGE"
-"""Names an image of this checkout that is there already: making one takes minutes."""
-
 DEADLINE_S = 240.0
 BASE: Mapping[str, object] = {
-    "peers": 8,
     "rounds": 40,
     "data": "digits",
     "partition": {"name": "dirichlet", "alpha": 0.3},
@@ -51,14 +43,6 @@ BASE: Mapping[str, object] = {
     "transport": {"startup_s": 180.0},
 }
 
-_OFFICIAL = "python:3.11-slim-bookworm"
-_CONTEXT = (
-    "constraints.txt", "docker", "LICENSE", "MANIFEST.in", "p2p_dml", "pyproject.toml", "README.md",
-    "setup.cfg", "setup.py", ".dockerignore",
-)  # fmt: skip
-_ENGINE_S = 30.0
-_BRIDGE = Path("/sys/class/net/docker0")  # which a dockerd makes at its start, and leaves behind
-
 
 def _docker(*words: str) -> str:
     """What a docker command says; AssertionError with its complaint if it fails."""
@@ -67,118 +51,19 @@ def _docker(*words: str) -> str:
     return asked.stdout
 
 
-def _obstacle() -> str | None:
-    """Why containers cannot be tested here, if they cannot."""
-    if shutil.which("docker") is None:
-        return "needs docker"
-    if not _is_running() and (os.getuid() or _dockerd() is None):
-        return "needs a docker engine, or root and dockerd to start one"
-    return None
-
-
-def _is_running() -> bool:
-    """Whether an engine answers."""
-    return subprocess.run(("docker", "info"), capture_output=True, check=False).returncode == 0
-
-
-def _dockerd() -> str | None:
-    return shutil.which("dockerd", path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
-
-
-@contextmanager
-def _engine(folder: Path) -> Iterator[dict[str, str]]:
-    """The environment in which docker commands work: that of the engine here, or of a new one."""
-    if _is_running():
-        yield {}
-        return
-    address, had_bridge = f"unix://{folder}/docker.sock", _BRIDGE.exists()
-    places = [f"--{name}={folder}/{name}" for name in ("data-root", "exec-root", "pidfile")]
-    with (folder / "dockerd.log").open("wb") as log:
-        process = subprocess.Popen(
-            (str(_dockerd()), "--host", address, *places), stdout=log, stderr=log
-        )
-    before = os.environ.get("DOCKER_HOST")
-    os.environ["DOCKER_HOST"] = address
-    try:
-        deadline = time.monotonic() + _ENGINE_S
-        while not _is_running():
-            assert process.poll() is None and time.monotonic() < deadline, "dockerd does not start"
-            time.sleep(0.1)
-        yield {"DOCKER_HOST": address}
-    finally:
-        if before is None:
-            del os.environ["DOCKER_HOST"]
-        else:
-            os.environ["DOCKER_HOST"] = before
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        if not had_bridge:
-            subprocess.run(("ip", "link", "del", _BRIDGE.name), capture_output=True, check=False)
-
-
-@contextmanager
-def _image(folder: Path) -> Iterator[str]:
-    """The name of an image built from this checkout's Dockerfile; gone at the end.
-
-    Packages come from where pip gets them on this machine, and the image of Python from Debian's
-    packages if the official one cannot be pulled.
-    """
-    if given := os.environ.get(IMAGE_VARIABLE):
-        yield given
-        return
-    name = f"p2p-dml-test-{secrets.token_hex(4)}"
-    base = _OFFICIAL
-    if subprocess.run(("docker", "pull", base), capture_output=True, check=False).returncode:
-        base = f"{name}:base"
-        subprocess.run((str(ROOT / "tests/cluster/base_image.sh"), base), check=True)
-    try:
-        arguments = [f"PYTHON_IMAGE={base}", "PIP_NO_INDEX=1", "TORCH_INDEX="]
-        words = [word for each in arguments for word in ("--build-arg", each)]
-        context = _context(folder)
-        recipe = str(context / "docker" / "Dockerfile")
-        _docker("build", "--file", recipe, "--tag", name, *words, str(context))
-        yield name
-    finally:
-        names = (name, *([base] if base != _OFFICIAL else []))
-        subprocess.run(("docker", "rmi", *names), capture_output=True, check=False)
-
-
-def _context(folder: Path) -> Path:
-    """A copy of what the Dockerfile copies, with the wheels that it installs."""
-    context = folder / "context"
-    for each in _CONTEXT:
-        source = ROOT / each
-        copy = shutil.copytree if source.is_dir() else shutil.copy2
-        context.mkdir(exist_ok=True)
-        copy(source, context / each)
-    pip = (sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check")
-    pinned = ("--constraint", str(ROOT / "constraints.txt"))
-    wheels = ("--dest", str(context / "docker" / "wheels"))
-    what = ("torch", str(ROOT), "setuptools", "wheel")
-    subprocess.run((*pip, *pinned, *wheels, *what), check=True)
-    return context
-
-
 # ---- fixtures ----------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def ready(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The name of an image of this checkout, at an engine that runs."""
-    if why := _obstacle():
-        pytest.skip(why)
-    folder = tmp_path_factory.mktemp("docker")
-    with _engine(folder), _image(folder) as name:
-        yield name
 
 
 @final
 class Up:
     """One `p2p-dml up`, and the containers that come of it."""
 
-    def __init__(self, folder: Path, image: str, **more: object) -> None:
+    def __init__(self, folder: Path, image: str, peers: int, **more: object) -> None:
         self.run = folder / "out"
-        (folder / "run.toml").write_text(tomli_w.dumps({**BASE, **more}), encoding="utf-8")
+        self._peers = peers
+        (folder / "run.toml").write_text(
+            tomli_w.dumps({**BASE, "peers": peers, **more}), encoding="utf-8"
+        )
         words = ("up", "run.toml", "--out", "out", "--image", image)
         self._log = folder / "up.log"
         with self._log.open("wb") as log:
@@ -199,7 +84,7 @@ class Up:
 
     def wait_for_round(self, round_: int) -> None:
         """Until every peer has done `round_`."""
-        files = [event_file(self.run, peer) for peer in range(8)]
+        files = [event_file(self.run, peer) for peer in range(self._peers)]
         mark = f'"round_done", "t": .*"round": {round_},'
         self.wait_until(lambda: all(x.exists() and re.search(mark, x.read_text()) for x in files))
 
@@ -233,8 +118,8 @@ def up(ready: str, tmp_path: Path) -> Iterator[Callable[..., Up]]:
     """Starts a run with changes to `BASE`; ended whatever happens."""
     runs: list[Up] = []
 
-    def start(**more: object) -> Up:
-        runs.append(Up(tmp_path, ready, **more))
+    def start(peers: int = 8, **more: object) -> Up:
+        runs.append(Up(tmp_path, ready, peers, **more))
         return runs[-1]
 
     yield start
@@ -267,18 +152,18 @@ def test_one_is_killed_one_paused_and_the_rest_finish(up: Callable[..., Up]) -> 
 
 
 def test_out_of_memory_is_said(up: Callable[..., Up]) -> None:
-    run = up(devices=[{"peers": [2], "memory_mb": 64, "cpus": 0.5}])
+    run = up(peers=3, devices=[{"peers": [2], "memory_mb": 64, "cpus": 0.5}])
     assert run.end() == 1
     assert "peer 2: its container ran out of memory: it used more than memory_mb = 64" in run.said
 
 
 def test_ctrl_c_lets_all_save(up: Callable[..., Up]) -> None:
-    run = up(rounds=10_000)
+    run = up(peers=3, rounds=10_000)
     run.wait_for_round(1)
     run.process.send_signal(signal.SIGINT)
     assert run.end() == 5
-    assert run.summary["peers_stopped"] == 8
-    assert all(saved_rounds(run.run, peer) for peer in range(8))
+    assert run.summary["peers_stopped"] == 3
+    assert all(saved_rounds(run.run, peer) for peer in range(3))
 
 
 def test_an_emulated_network_is_the_simulators_bit_for_bit(
@@ -303,10 +188,10 @@ def _nothing() -> None:
 
 
 def test_nothing_outlives_its_launcher(up: Callable[..., Up]) -> None:
-    run = up(rounds=10_000)
+    run = up(peers=3, rounds=10_000)
     run.wait_for_round(1)
     run.kill()
-    assert all(saved_rounds(run.run, peer) for peer in range(8))
+    assert all(saved_rounds(run.run, peer) for peer in range(3))
 
 
 def test_the_example_runs_by_compose_alone(ready: str) -> None:

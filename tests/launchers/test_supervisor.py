@@ -21,6 +21,7 @@ import torch
 from p2p_dml import config
 from p2p_dml.checkpoint import checkpoint_file, load
 from p2p_dml.data import Dataset
+from p2p_dml.events import event_file, read_events
 from p2p_dml.launchers import simulated
 from p2p_dml.launchers.supervisor import LauncherGone, Line, digest
 
@@ -206,6 +207,29 @@ def test_no_peer_outlives_its_supervisor(hire: Hire, way: str) -> None:
     first.end()
     while any(map(_is_alive, pids)):  # the test's time limit ends this
         os.sched_yield()
+
+
+@pytest.mark.slow
+def test_a_lost_peer_is_started_again_at_its_address(hire: Hire) -> None:
+    """With data of its host and at its port; to the launcher it never ended."""
+    fault = {"peers": [1], "round": 4, "kind": "kill"}
+    rounds = {"rounds": 60, "stragglers": {"round_s": 0.15}, "evaluate_every": 0}
+    hosts = hire(faults=[fault], restarts=1, **rounds)
+    _meet(*hosts)
+    for host in hosts:
+        assert host.hear("over") == {"exit_codes": {str(p): 0 for p in host.peers}, "errors": {}}
+    first, second = (_events(hosts[0], 1, name) for name in ("started", "rejoined"))
+    assert len({event["endpoint"] for event in first}) == 1
+    assert [len(first), len(second)] == [2, 1]
+    for host, peer in ((hosts[0], 0), (hosts[1], 2)):  # its neighbours on the ring
+        missing = [event["missing"] for event in _events(host, peer, "round_done")]
+        assert missing[3] == [1]
+        assert missing[-3:] == [[]] * 3
+
+
+def _events(host: Host, peer: int, name: str) -> list[dict[str, Any]]:
+    lines = read_events(event_file(host.run, peer))
+    return [line for line in lines if line["event"] == name]
 
 
 @pytest.mark.slow

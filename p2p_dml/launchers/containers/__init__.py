@@ -1,1 +1,1 @@
-"""All peers in containers of this machine, by docker and its compose."""
+"""Peers in containers: of this machine, by docker's compose, or of several hosts, over ssh."""

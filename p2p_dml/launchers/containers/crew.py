@@ -10,10 +10,11 @@ from typing import Any, final
 
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ExitCode, StartupError
-from p2p_dml.events import EventLog, Finished, event_file, read_events
+from p2p_dml.events import event_file, read_events
 from p2p_dml.launchers.containers import docker
 from p2p_dml.launchers.containers.compose_file import limits, service
 from p2p_dml.launchers.containers.docker import Container
+from p2p_dml.launchers.last_line import log_ending
 from p2p_dml.launchers.process import STOP_GRACE_S
 from p2p_dml.types import PeerId
 
@@ -28,7 +29,7 @@ PAUSED_S = 10.0
 
 Line = dict[str, Any]
 
-_PAUSED = "its container was paused (docker pause) when all others had ended, and was killed"
+PAUSED = "its container was paused (docker pause) when all others had ended, and was killed"
 _SIGNALLED = 128  # exit code of a shell for a process ended by signal 0
 
 
@@ -116,7 +117,7 @@ class Containers:
             code, why = lines[-1]["exit_code"], lines[-1]["error"]
         else:
             code, why = self._fate(peer, container, said)
-            log_ending(self._run, peer, lines, code, why)
+            log_ending(self._run, peer, code, why)
         self._ended[peer] = code
         if code not in (ExitCode.DONE, ExitCode.STOPPED):
             self.errors[peer] = why if why.startswith("peer ") else f"peer {peer}: {why}"
@@ -124,7 +125,7 @@ class Containers:
     def _fate(self, peer: PeerId, container: Container | None, said: str) -> tuple[int, str]:
         """How a peer ended that wrote no last line."""
         if peer in self._given_up:
-            return -signal.SIGKILL, _PAUSED
+            return -signal.SIGKILL, PAUSED
         code, why = fate(container, limits(self._config, peer).memory_mb, said)
         if self._stopped_at is not None and code == -signal.SIGTERM:  # it did not listen yet
             return ExitCode.STOPPED, "stopped before its first round"
@@ -189,14 +190,6 @@ def has_begun(run: Path, config: RunConfig) -> bool:
     return any(
         line["event"] == "joined" for peer in range(config.peers) for line in _lines(run, peer)
     )
-
-
-def log_ending(run: Path, peer: PeerId, lines: Sequence[Line], code: int, why: str) -> None:
-    """Add the last line to a peer's event log, `lines` so far, that it could not write itself."""
-    done = max((line["round"] for line in lines if line["event"] == "round_done"), default=0)
-    log = EventLog(event_file(run, peer), peer)
-    log.write(Finished(done, code if code >= 0 else _SIGNALLED - code, why))
-    log.close()
 
 
 def _lines(run: Path, peer: PeerId) -> list[Line]:

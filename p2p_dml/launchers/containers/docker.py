@@ -33,6 +33,18 @@ BUILD_ARGUMENTS = (
 )
 """Variables of the environment that a build takes over; see docker/Dockerfile."""
 
+INFO = ("docker", "info", "--format", "{{json .}}")
+"""Asks an engine what it is."""
+
+CONTENT = (
+    "docker",
+    "image",
+    "inspect",
+    "--format",
+    "{{.Architecture}} {{json .RootFS.Layers}} {{json .Config.Labels}}",
+)
+"""Asks, with the name of an image after it, what is in it."""
+
 Status = Literal["created", "running", "paused", "restarting", "removing", "exited", "dead"]
 
 _SOURCE = "org.p2p-dml.source"
@@ -71,30 +83,42 @@ class Container:
 
 
 def find() -> Engine:
-    """The docker of this machine; StartupError saying what to do if it cannot be used."""
+    """The docker of this machine, with compose; StartupError saying what to do if it has none."""
+    facts = facts_here()
+    return Engine(
+        compose=_find_compose(),
+        cores=int(facts["NCPU"]),
+        is_rootless=is_rootless(facts),
+    )
+
+
+def facts_here() -> Mapping[str, Any]:
+    """What the engine of this machine says of itself; StartupError if it cannot be used."""
     if shutil.which("docker") is None:
         raise StartupError(
             "docker is not installed: looked for the command `docker`; install Docker Engine "
             "(https://docs.docker.com/engine/install), or use `p2p-dml run`, which needs none"
         )
-    asked = _call("docker", "info", "--format", "{{json .}}")
-    facts = _table(asked.stdout)
+    asked = _call(*INFO)
+    facts = table(asked.stdout)
     if asked.returncode or not facts.get("NCPU"):
         errors = " ".join(facts.get("ServerErrors") or ())
-        raise StartupError(_why_unusable(asked.stderr + errors))
-    return Engine(
-        compose=_find_compose(),
-        cores=int(facts["NCPU"]),
-        is_rootless="name=rootless" in (facts.get("SecurityOptions") or ()),
-    )
+        raise StartupError(why_unusable(asked.stderr + errors))
+    return facts
 
 
-def _why_unusable(said: str) -> str:
+def is_rootless(facts: Mapping[str, Any]) -> bool:
+    """Whether an engine runs as a user who is not root."""
+    return "name=rootless" in (facts.get("SecurityOptions") or ())
+
+
+def why_unusable(said: str) -> str:
+    """What an engine that does not answer has said instead, and what to do."""
     if "permission denied" in said.lower():
         advice = "add yourself to the group docker (and log in again), or use sudo"
     else:
         advice = "is dockerd running? start it, for instance by `sudo systemctl start docker`"
-    return f"docker cannot be used: {advice}. It says: {_end_of(said, 3)}"
+    return f"docker cannot be used: {advice}. It says: {end_of(said, 3)}"
 
 
 def _find_compose() -> tuple[str, ...]:
@@ -123,6 +147,17 @@ def source_of(image: str) -> str | None:
     template = f'{{{{index .Config.Labels "{_SOURCE}"}}}}'
     asked = _call("docker", "image", "inspect", "--format", template, image)
     return None if asked.returncode else asked.stdout.strip().removeprefix("<no value>")
+
+
+def content_of(image: str) -> str | None:
+    """What an image is, whoever stores it, as `CONTENT` asks for it; None: no image, or no docker.
+
+    An id would not do: engines that store images otherwise give them other ids.
+    """
+    if shutil.which("docker") is None:
+        return None
+    asked = _call(*CONTENT, image)
+    return None if asked.returncode else asked.stdout.strip()
 
 
 def build(image: str, log: Path) -> None:
@@ -169,7 +204,7 @@ def logged(command: Sequence[str], log: Path, failure: str) -> None:
             process.kill()
             process.wait()
     if code:
-        said = _end_of(log.read_text(encoding="utf-8", errors="replace"), _TAIL_LINES)
+        said = end_of(log.read_text(encoding="utf-8", errors="replace"), _TAIL_LINES)
         raise StartupError(f"{failure} ({command[0]} ended with {code}; all of {log}):\n{said}")
 
 
@@ -231,15 +266,16 @@ def _call(*command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def _table(text: str) -> dict[str, Any]:
+def table(text: str) -> dict[str, Any]:
     """A JSON object; empty if it is none."""
     try:
-        table = json.loads(text)
+        found = json.loads(text)
     except ValueError:
         return {}
-    return table if isinstance(table, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
-def _end_of(text: str, num_lines: int) -> str:
+def end_of(text: str, num_lines: int) -> str:
+    """The last lines of what a command has said."""
     lines = [line for line in text.splitlines() if line.strip()]
     return "\n".join(lines[-num_lines:])

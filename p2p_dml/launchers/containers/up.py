@@ -10,7 +10,6 @@ import os
 import secrets
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,7 +27,7 @@ from p2p_dml.data.fetch import available
 from p2p_dml.errors import ConfigError
 from p2p_dml.files import write_whole
 from p2p_dml.launchers import folder
-from p2p_dml.launchers.containers import compose_file, docker
+from p2p_dml.launchers.containers import compose_file, docker, images
 from p2p_dml.launchers.containers.compose_file import Places
 from p2p_dml.launchers.containers.crew import LOOK_S, Containers
 from p2p_dml.launchers.containers.docker import Engine
@@ -89,7 +88,7 @@ def run(
     _check_cores(config, engine)
     shared, model = _checked(config)
     name = image or docker.IMAGE
-    image_log = _have_image(name, is_ours=image is None, build=build, say=say)
+    image_log = images.have(name, is_ours=image is None, build=build, say=say)
     started, owner = time.time(), owner_here(engine.is_rootless)
     folder.create(path, shared, model, "run", started)  # as which it can be resumed
     del shared, model  # the data set with them: it is in every container
@@ -180,24 +179,6 @@ def _check_cores(config: RunConfig, engine: Engine) -> None:
                 f"devices[{place}].cpus: expected at most the {engine.cores} cores that docker has "
                 f"here, found {device.cpus:g}"
             )
-
-
-def _have_image(name: str, *, is_ours: bool, build: bool, say: Callable[[str], None]) -> str | None:
-    """Build the image if need be, or pull it if it is not `ours`; returns the log of that."""
-    source = docker.source_of(name)
-    if source is not None and not build:
-        if source not in ("", "unknown", docker.source_digest()):
-            say(f"the image {name} has another state of p2p_dml; --build makes it anew")
-        return None
-    handle, log = tempfile.mkstemp(prefix="p2p-dml-image-", suffix=".log")
-    os.close(handle)
-    if build or is_ours:
-        say(f"building the image {name}, which takes some minutes the first time; log: {log}")
-        docker.build(name, Path(log))
-    else:
-        say(f"pulling the image {name}; log: {log}")
-        docker.pull(name, Path(log))
-    return log
 
 
 def _write(file: Path, config: RunConfig, image: str, owner: Owner, places: Places) -> None:

@@ -10,13 +10,12 @@ from typing import Any, final
 
 from p2p_dml.launchers import folder
 from p2p_dml.launchers.ssh.channel import HostError
-from p2p_dml.launchers.ssh.hosts import Host
+from p2p_dml.launchers.ssh.quarters import Site
 
 _OF_A_PEER = re.compile(
     r"events/peer-(\d{3,})\.jsonl|logs/peer-(\d{3,})\.log"
     r"|checkpoints/peer-(\d{3,})/round-\d+\.safetensors"
 )
-_OF_A_HOST = "logs/supervisor.log"
 
 
 @final
@@ -34,12 +33,12 @@ class Arrivals:
             for file in path.glob(pattern)
         }
 
-    def take(self, host: Host, head: Mapping[str, Any], body: bytes) -> None:
-        """Write a piece of a file of `host`; a checkpoint has its name once it is whole.
+    def take(self, site: Site, head: Mapping[str, Any], body: bytes) -> None:
+        """Write a piece of a file of `site`; a checkpoint has its name once it is whole.
 
-        Raises HostError for a file that is not the host's to write, StorageError if it cannot be.
+        Raises HostError for a file that is not the site's to write, StorageError if it cannot be.
         """
-        place = _place(host, head["file"])
+        place = _place(site, head["file"])
         path = self._path / place
         is_growing = path.suffix != ".safetensors"
         nascent = path if is_growing else path.with_suffix(".part")
@@ -62,12 +61,12 @@ def _end_line(file: Path) -> int:
         return lines.tell()
 
 
-def _place(host: Host, name: object) -> str:
+def _place(site: Site, name: object) -> str:
     """Where a file goes; a host that is not ours any more could send anything."""
-    if name == _OF_A_HOST:
-        return f"logs/host-{host.index}.log"
+    if name == f"logs/{site.name}.log":
+        return f"logs/{site.name}.log"
     found = _OF_A_PEER.fullmatch(str(name))
     peer = next((int(number) for number in found.groups() if number), None) if found else None
-    if peer is None or peer not in host.peers:
+    if peer is None or peer not in site.peers:
         raise HostError(f"it sent a file that is not its own: {name!r}")
     return str(name)

@@ -17,10 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, final
 
-from p2p_dml.errors import ConfigError
+from p2p_dml.errors import ConfigError, StartupError
 from p2p_dml.launchers.ssh.hosts import Host
 from p2p_dml.launchers.ssh.login import CONNECT_S, GREETING, command, explain, program
-from p2p_dml.launchers.ssh.remote.control import MAX_BODY, ControlError, Decoder, Frame, Outbox
+from p2p_dml.launchers.ssh.remote.control import (
+    MAX_BODY,
+    ControlError,
+    Decoder,
+    Frame,
+    Outbox,
+    widen,
+)
 
 T = TypeVar("T")
 
@@ -71,6 +78,7 @@ class Connection:
         self._process = _start(command(host, lost_s))
         for pipe in self.pipes:
             os.set_blocking(pipe, False)
+            widen(pipe)
 
     @property
     def pipes(self) -> tuple[int, int, int]:
@@ -305,3 +313,16 @@ class Switchboard:
             each.close("it is no longer needed")
         for each in self.connections.values():
             each.wait(deadline)
+
+
+def all_of(board: Switchboard, talks: Mapping[Host, Talk[T]]) -> dict[Host, T]:
+    """What came of a conversation with every host; StartupError naming those where it failed."""
+    results, failures = board.converse(talks)
+    expect_none(failures)
+    return results
+
+
+def expect_none(failures: Mapping[Host, str]) -> None:
+    """Raise StartupError with a line for each host that has failed, if any has."""
+    if failures:
+        raise StartupError("\n".join(f"{host.name}: {why}" for host, why in failures.items()))

@@ -1,15 +1,15 @@
-"""`p2p-dml launch`: from hosts with Python and sshd to the report, over one ssh per host.
+"""All peers on several hosts, from hosts with Python and sshd to the report, by one ssh per host.
 
 Every phase is done on all hosts at once; when one fails, or is interrupted, the connections close,
-and with them goes everything that was started or copied. Only the environments with the package
-stay, for the next time.
+and with them goes everything that was started or copied. Only what peers live in stays, for the
+next time: environments with the package (`p2p-dml launch`), or an image (`p2p-dml up`).
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,12 +29,11 @@ from p2p_dml.launchers.resuming import Past, starts
 from p2p_dml.launchers.single import check_transport
 from p2p_dml.launchers.ssh import preflight
 from p2p_dml.launchers.ssh.bundle import Bundle, bundle
-from p2p_dml.launchers.ssh.channel import Request, Switchboard, Talk
+from p2p_dml.launchers.ssh.channel import Request, Switchboard, Talk, all_of
 from p2p_dml.launchers.ssh.hosts import Cluster, Host, check_peers
-from p2p_dml.launchers.ssh.run import Again, Installed, Run, all_of
-from p2p_dml.launchers.ssh.wheel import Wheel, build
+from p2p_dml.launchers.ssh.quarters import Grounds, Quarters, Site
+from p2p_dml.launchers.ssh.run import Again, Run
 
-_SECRET = 0o600
 _KEYS = "keys"
 
 
@@ -48,9 +47,14 @@ class Voice:
 
 
 def launch(
-    cluster: Cluster, config: RunConfig, out: Path | None, voice: Voice, past: Past | None = None
+    cluster: Cluster,
+    config: RunConfig,
+    quarters: Quarters,
+    out: Path | None,
+    voice: Voice,
+    past: Past | None = None,
 ) -> Outcome:
-    """Run `config` on the hosts of `cluster` to its end, and collect what it leaves.
+    """Run `config` in `quarters` on the hosts of `cluster` to its end, and collect what it leaves.
 
     `past`: the run to go on with, in its folder; `config` is its own then, and hosts are brought
     their peers' checkpoints. The first SIGINT or SIGTERM while peers run lets them finish a round,
@@ -58,29 +62,26 @@ def launch(
     started, StartupError naming the hosts that cannot take part, StorageError if the run folder
     cannot be written.
     """
-    check_transport(config)
-    check_everybody_begins(config, "p2p-dml launch")
-    check_peers(cluster, config.peers)
-    parts = blueprint(config)
-    check_needs(parts)
+    waits = check(cluster, config, quarters.command)
     path = past.path if past else folder.choose(out, config)
-    wheel, luggage = build(), bundle(_on_hosts(config, cluster))
+    luggage = bundle(_on_hosts(config, cluster))
     with ExitStack() as stack:
         if past:
             stack.enter_context(folder.claimed(path))
-        again = _again(past, parts.pace.waits, voice.say) if past else None
+        again = _again(past, waits, voice.say) if past else None
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2p-")))
         names_keys = _names_keys(config, is_again=again is not None)
         secrets = _keys(config, cluster, scratch, names_keys=names_keys)
         board = stack.enter_context(closing(Switchboard(cluster.hosts, cluster.lost_s)))
-        _check(board, cluster, preflight.need_of(config, wheel), voice.say)
-        installed = _installed(board, cluster, wheel, voice.say)
-        all_of(board, {host: _copy(host, luggage, secrets, again) for host in cluster.hosts})
+        _check(board, cluster, preflight.need_of(config), quarters, voice.say)
+        grounds = all_of(board, {host: _open(host) for host in cluster.hosts})
+        quarters.prepare(board, grounds, voice.say)
+        copies = {host: _copy(host, quarters, luggage, secrets, again) for host in grounds}
+        all_of(board, copies)
         _say_copied(luggage, bool(secrets), voice.say)
-        waits = parts.pace.waits
-        run = Run(board, cluster, config, path, voice.say, waits=waits, again=again)
+        run = Run(board, cluster, config, quarters, path, voice.say, waits=waits, again=again)
         started = time.time()
-        run.start(installed, started)
+        run.start(grounds, started)
         if again:
             after = sorted(set(again.rounds.values()))
             voice.say(f"resumed after round {after[0]} of {config.rounds}")
@@ -90,6 +91,19 @@ def launch(
         with on_stop_signals(run.stop, each=True):
             run.follow(update)
         return run.outcome()
+
+
+def check(cluster: Cluster, config: RunConfig, command: str) -> bool:
+    """Raise ConfigError for what can be known before any host is asked.
+
+    `command`: what the user has called. Returns whether peers wait for each other in a round.
+    """
+    check_transport(config)
+    check_everybody_begins(config, command)
+    check_peers(cluster, config.peers)
+    parts = blueprint(config)
+    check_needs(parts)
+    return parts.pace.waits
 
 
 def _again(past: Past, waits: bool, say: Callable[[str], None]) -> Again:
@@ -127,10 +141,14 @@ def _keys(config: RunConfig, cluster: Cluster, scratch: Path, *, names_keys: boo
 
 
 def _check(
-    board: Switchboard, cluster: Cluster, need: preflight.Need, say: Callable[[str], None]
+    board: Switchboard,
+    cluster: Cluster,
+    need: preflight.Need,
+    quarters: Quarters,
+    say: Callable[[str], None],
 ) -> None:
     """Raise StartupError that names every host which cannot take part, and why."""
-    found = preflight.check(board, cluster, need, 0)
+    found = preflight.check(board, cluster, need, quarters, 0)
     for host, remark in found.remarks:
         say(f"{host.name}: {remark}")
     if found.problems:
@@ -138,76 +156,43 @@ def _check(
     say(f"checked: {len(cluster.hosts)} hosts for {cluster.num_peers} peers")
 
 
-# ---- the package ------------------------------------------------------------------------------
-
-
-def _installed(
-    board: Switchboard, cluster: Cluster, wheel: Wheel, say: Callable[[str], None]
-) -> dict[Host, Installed]:
-    """Where the package is on every host; put there first where it is not yet."""
-    begin, made = time.monotonic(), list[Host]()
-    wheels = sorted(cluster.wheels.glob("*.whl")) if cluster.wheels else []
-
-    def begun(host: Host) -> None:
-        made.append(host)
-        say(f"{host.name}: installing what the package needs, which takes minutes, but once")
-
-    found = all_of(board, {host: _install(host, wheel, wheels, begun) for host in cluster.hosts})
-    seconds = f"; what it needs on {len(made)} hosts, in {time.monotonic() - begin:.0f} s"
-    say(f"installed: {wheel.name} ({wheel.digest}){seconds if made else ''}")
-    return found
-
-
-def _install(
-    host: Host, wheel: Wheel, wheels: Sequence[Path], begun: Callable[[Host], None]
-) -> Talk[Installed]:
-    """See whether the package is there; else bring it, with what it needs if there are wheels."""
-    own = f"packages/{wheel.digest}.whl"
-    sources: dict[str, Path | bytes] = {own: wheel.content}
-    sources |= {f"wheels/{path.name}": path for path in wheels}
-    sizes = [(name, _size(source)) for name, source in sources.items()]
-    head = {
-        "package": wheel.digest,
-        "needs": wheel.needs,
-        "requirements": wheel.requirements,
-        "inherit": host.entry.inherit,
-        "wheel": sizes[0],
-        "wheels": sizes[1:],
-    }
-    yield Request(head={"ask": "open", "folder": host.entry.folder})
-    said = yield Request(head={"ask": "prepare", **head})
-    if "missing" in said:
-        if not said["has_env"]:
-            begun(host)
-        missing = [(sources[name], "folder", name, 0o644) for name in said["missing"]]
-        said = yield Request(head={"ask": "install", **head}, files=missing)
-    return Installed(python=said["python"], path=said["path"])
-
-
-def _size(source: Path | bytes) -> int:
-    return len(source) if isinstance(source, bytes) else source.stat().st_size
-
-
 # ---- files of the run -------------------------------------------------------------------------
 
 
-def _copy(host: Host, luggage: Bundle, secrets: Path | None, again: Again | None) -> Talk[str]:
-    """Bring the run file and what it names, secret keys and checkpoints of this host's peers alone.
+def _open(host: Host) -> Talk[Grounds]:
+    said = yield Request(head={"ask": "open", "folder": host.entry.folder})
+    return Grounds(home=said["home"], out=said["out"])
 
-    The latter where the run goes on.
+
+def _copy(
+    host: Host, quarters: Quarters, luggage: Bundle, secrets: Path | None, again: Again | None
+) -> Talk[bool]:
+    """Bring to each site the run file and what it names, and what its own peers alone are to have.
+
+    That is their secret keys and, where the run goes on, their checkpoints.
     """
-    files: list[tuple[Path | bytes, str, str, int]] = [
-        (content, "home", name, 0o600) for name, content in luggage.files.items()
+    files = [
+        (source, "home", f"{site.name}/{name}", 0o600)
+        for site in quarters.sites(host)
+        for name, source in _luggage_of(site, luggage, secrets, again).items()
     ]
+    yield Request(head={"ask": "time"}, files=files)
+    return True
+
+
+def _luggage_of(
+    site: Site, luggage: Bundle, secrets: Path | None, again: Again | None
+) -> Mapping[str, Path | bytes]:
+    """What is copied to a site, by the names that it has there."""
+    files: dict[str, Path | bytes] = {**luggage.files}
     if secrets is not None:
-        names = [keys.PUBLIC, *map(keys.secret_file, host.peers)]
-        files += [(secrets / name, "home", f"{_KEYS}/{name}", _SECRET) for name in names]
+        names = [keys.PUBLIC, *map(keys.secret_file, site.peers)]
+        files |= {f"{_KEYS}/{name}": secrets / name for name in names}
     if again is not None:
-        names = [checkpoint_file(peer, again.rounds[peer]) for peer in host.peers]
-        places = [(again.past.path / name, name) for name in names]
-        files += [(path, "home", name, 0o600) for path, name in places if path.exists()]
-    said = yield Request(head={"ask": "time"}, files=files)
-    return str(said["time"])
+        names = [checkpoint_file(peer, again.rounds[peer]) for peer in site.peers]
+        places = {name: again.past.path / name for name in names}
+        files |= {name: path for name, path in places.items() if path.exists()}
+    return files
 
 
 def _say_copied(luggage: Bundle, has_keys: bool, say: Callable[[str], None]) -> None:

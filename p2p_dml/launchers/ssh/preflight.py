@@ -12,13 +12,10 @@ from p2p_dml.config import RunConfig
 from p2p_dml.data.fetch import SETS
 from p2p_dml.launchers.ssh.channel import Request, Switchboard, Talk
 from p2p_dml.launchers.ssh.hosts import Cluster, Host
-from p2p_dml.launchers.ssh.wheel import Wheel
+from p2p_dml.launchers.ssh.quarters import Quarters
 
 MEASURED_BYTES = 8_000_000
 """What `p2p-dml doctor` sends over each pair of hosts."""
-
-_NEW_MB, _OLD_MB = 3_000, 300
-"""Room for an environment with torch and its run, and for a run alone."""
 
 _CLOCK_S = 1.0
 """Clocks further apart are worth a word: times in the report are those of the hosts."""
@@ -27,12 +24,8 @@ _CLOCK_S = 1.0
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Need:
-    """What is looked for on every host: this very package, and data files by their names.
+    """Which data are looked for on every host: files by their names, and the name of the set."""
 
-    `name` is that of the data set.
-    """
-
-    wheel: Wheel
     name: str | None = None
     files: tuple[str, ...] = ()
 
@@ -40,9 +33,13 @@ class Need:
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What a host said, and how far its clock is ahead of ours, give or take `clock_error_s`."""
+    """What a host said, and how far its clock is ahead of ours, give or take `clock_error_s`.
+
+    `unfit`: why peers cannot live there.
+    """
 
     said: Mapping[str, Any]
+    unfit: Sequence[str]
     python: str
     clock_s: float
     clock_error_s: float
@@ -74,23 +71,26 @@ class Findings:
         return "\n".join(f"{host.name}: {what}" for host, what in self.problems)
 
 
-def need_of(config: RunConfig | None, wheel: Wheel) -> Need:
-    """What a run needs; without one, the package alone."""
+def need_of(config: RunConfig | None) -> Need:
+    """What a run needs; without one, nothing."""
     name = None if config is None or "function" in config.train else str(config.data["name"])
     remote = SETS.get(name or "")
     if remote is None:
-        return Need(wheel=wheel)
+        return Need()
     files = tuple(file.path.removesuffix(".gz") for file in remote.files)
-    return Need(wheel=wheel, name=name, files=files)
+    return Need(name=name, files=files)
 
 
-def check(board: Switchboard, cluster: Cluster, need: Need, num_bytes: int) -> Findings:
+def check(
+    board: Switchboard, cluster: Cluster, need: Need, quarters: Quarters, num_bytes: int
+) -> Findings:
     """Ask all hosts at once what they have, then let each call every other.
 
     `num_bytes` travel over every pair, or none if 0.
     """
     found = Findings()
-    facts, failures = board.converse({host: _look(host, need, board) for host in cluster.hosts})
+    looks = {host: _look(host, need, quarters, board) for host in cluster.hosts}
+    facts, failures = board.converse(looks)
     found.facts = facts
     found.problems += failures.items()
     for host, each in facts.items():
@@ -102,15 +102,12 @@ def check(board: Switchboard, cluster: Cluster, need: Need, num_bytes: int) -> F
     return found
 
 
-def _look(host: Host, need: Need, board: Switchboard) -> Talk[Facts]:
+def _look(host: Host, need: Need, quarters: Quarters, board: Switchboard) -> Talk[Facts]:
     entry = host.entry
     head = {
         "ask": "look",
         "folder": entry.folder,
         "ports": list(host.ports),
-        "package": need.wheel.digest,
-        "needs": need.wheel.needs,
-        "inherit": entry.inherit,
         "files": list(need.files),
         "data": entry.data,
     }
@@ -119,28 +116,22 @@ def _look(host: Host, need: Need, board: Switchboard) -> Talk[Facts]:
     error = (time.time() - before) / 2
     ahead = said["time"] - (before + error)
     said = yield Request(head=head)
-    python = board.connections[host].python or ""
-    return Facts(said=said, python=python, clock_s=ahead, clock_error_s=error)
+    fitness = yield from quarters.examine(host, said)
+    return Facts(
+        said={**said, **fitness.said},
+        unfit=fitness.problems,
+        python=board.connections[host].python or "",
+        clock_s=ahead,
+        clock_error_s=error,
+    )
 
 
 def _judge(host: Host, facts: Facts, need: Need, found: Findings) -> None:
     """Add what is wrong with one host, and how to mend it."""
-    said, entry = facts.said, host.entry
-    problems = []
+    said, problems = facts.said, list(facts.unfit)
     if said["obstacle"]:
         problems.append(
             f"folder {said['folder']}: {said['obstacle']}; set `folder` in the hosts file"
-        )
-    if not said["has_env"] and not said["can_install"]:
-        problems.append(
-            f"{entry.python} there cannot make virtual environments; install python3-venv, or set "
-            "`python` to another"
-        )
-    least = _OLD_MB if said["has_env"] or entry.inherit else _NEW_MB
-    if said["disk_mb"] < least:
-        problems.append(
-            f"{said['disk_mb']} MB free in {said['folder']}, {least} MB are needed; free some or "
-            "set `folder` to another disk"
         )
     if said["taken"]:
         ports = ", ".join(map(str, said["taken"]))

@@ -4,37 +4,40 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, final
 
 from p2p_dml import config as run_files
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import StartupError
 from p2p_dml.launchers import folder
+from p2p_dml.launchers.last_line import log_ending
 from p2p_dml.launchers.last_round import agreed
 from p2p_dml.launchers.local import Outcome
 from p2p_dml.launchers.resuming import LONGER, Past, changed, take_down
+from p2p_dml.launchers.ssh.accounts import Account, Accounts
 from p2p_dml.launchers.ssh.arrivals import Arrivals
-from p2p_dml.launchers.ssh.channel import HostError, Request, Switchboard, Talk
+from p2p_dml.launchers.ssh.channel import (
+    HostError,
+    Request,
+    Switchboard,
+    Talk,
+    all_of,
+    expect_none,
+)
 from p2p_dml.launchers.ssh.hosts import Cluster, Host
+from p2p_dml.launchers.ssh.quarters import Grounds, Program, Quarters, Site
 from p2p_dml.launchers.ssh.remote.control import Frame
 from p2p_dml.types import PeerId
 
-T = TypeVar("T")
+PAUSED_S = 10.0
+"""How long supervisors may stay paused when all others have ended."""
 
 _UPDATE_S = 0.1
-
-
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Installed:
-    """On a host: a Python, and the folder where it finds the package."""
-
-    python: str
-    path: str
 
 
 @final
@@ -56,49 +59,13 @@ class Again:
         }
 
 
-@final
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Ready:
-    """What a supervisor has built: `facts` as in run.json, and a digest of the data.
-
-    `before`: of a run that goes on, its digest before it was made longer.
-    """
-
-    facts: Mapping[str, Any]
-    data: str | None
-    before: str | None = None
-
-
-@final
-@dataclass(slots=True)
-class _State:
-    """How far a supervisor is, by its own words."""
-
-    ready: _Ready | None = None
-    has_gathered: bool = False
-    begun: Sequence[int] | None = None
-    failure: str | None = None
-    is_over: bool = False
-
-
-def all_of(board: Switchboard, talks: Mapping[Host, Talk[T]]) -> dict[Host, T]:
-    """What came of a conversation with every host; StartupError naming those where it failed."""
-    results, failures = board.converse(talks)
-    _check(failures)
-    return results
-
-
-def _check(failures: Mapping[Host, str]) -> None:
-    if failures:
-        raise StartupError("\n".join(f"{host.name}: {why}" for host, why in failures.items()))
-
-
-def _same(what: str, found: Mapping[Host, object], first: Host) -> None:
+def _same(what: str, found: Mapping[Site, object], first: Site) -> None:
     """Raise StartupError naming the hosts where `found` is not that of the first."""
-    others = [host.name for host, each in found.items() if each != found[first]]
+    others = [site.host.name for site, each in found.items() if each != found[first]]
     if others:
         raise StartupError(
-            f"{', '.join(others)}: another {what} than on {first.name}; make them equal"
+            f"{', '.join(dict.fromkeys(others))}: another {what} than on {first.host.name}; make "
+            "them equal"
         )
 
 
@@ -111,45 +78,50 @@ class Run:
         board: Switchboard,
         cluster: Cluster,
         config: RunConfig,
+        quarters: Quarters,
         path: Path,
         say: Callable[[str], None],
         *,
         waits: bool = True,
         again: Again | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         """`waits`: peers wait for each other in a round, so that they can all stop after one."""
         self._board = board
         self._cluster = cluster
         self._config = config
+        self._quarters = quarters
         self._path = path
         self._say = say
+        self._now = now
         self._arrivals = Arrivals(path)
-        self._states = {host: _State() for host in cluster.hosts}
-        self._codes: dict[PeerId, int] = {}
-        self._errors: dict[PeerId, str] = {}
+        sites = [site for host in cluster.hosts for site in quarters.sites(host)]
+        self._sites = {(site.host, site.name): site for site in sites}
+        self._accounts = Accounts(sites, say)
         self._num_stops = 0
         self._waits = waits
         self._is_asking = False
+        self._only_paused_since: float | None = None
         self._again = again
         board.on_frame = self._take
 
     # ---- coming together ------------------------------------------------------------------
 
-    def start(self, installed: Mapping[Host, Installed], started: float) -> None:
-        """Have peers begin once every host has data and model, and meet once all are there.
+    def start(self, grounds: Mapping[Host, Grounds], started: float) -> None:
+        """Have peers begin once every site has data and model, and meet once all are there.
 
         Raises StartupError if a host has other data or cannot begin; nothing is left then.
         """
         is_new = not self._path.exists()
         try:
-            self._start_all(installed, started)
+            self._start_all(grounds, started)
         except BaseException:
             if is_new:
                 shutil.rmtree(self._path, ignore_errors=True)
             raise
 
-    def _start_all(self, installed: Mapping[Host, Installed], started: float) -> None:
-        starts = {host: self._start(host, each, started) for host, each in installed.items()}
+    def _start_all(self, grounds: Mapping[Host, Grounds], started: float) -> None:
+        starts = {host: self._start(host, each, started) for host, each in grounds.items()}
         all_of(self._board, starts)
         self._wait_for(lambda state: state.ready is not None)
         self._make_folder(self._agreed(), started)
@@ -157,31 +129,34 @@ class Run:
         self._wait_for(lambda state: state.has_gathered)
         self._tell({"do": "meet"})
 
-    def _start(self, host: Host, there: Installed, started: float) -> Talk[bool]:
-        order = {"peers": list(host.peers), "listen": self._cluster.listen, "started": started}
+    def _start(self, host: Host, grounds: Grounds, started: float) -> Talk[bool]:
+        order = {"listen": self._cluster.listen, "started": started}
         order["past"] = self._again.order if self._again else None
-        env = {"PYTHONPATH": there.path}
-        if host.entry.data:
-            env["P2P_DML_DATA"] = host.entry.data
-        yield Request(head={"ask": "start", "python": there.python, "order": order, "env": env})
+        lookout = self._quarters.lookout(host, grounds)
+        if lookout is not None:
+            yield _starting("lookout", lookout, None)
+        for site in self._quarters.sites(host):
+            program = self._quarters.program(site, grounds)
+            own = {"peers": list(site.peers), "home": program.home, "run": program.run}
+            yield _starting(site.name, program, {**order, **own})
         return True
 
-    def _wait_for(self, holds: Callable[[_State], bool]) -> None:
+    def _wait_for(self, holds: Callable[[Account], bool]) -> None:
         """Wait until all supervisors are so far; StartupError if one of them cannot begin."""
-        while not all(map(holds, self._states.values())):
+        while not all(map(holds, self._accounts.states.values())):
             self._board.pump(_UPDATE_S)
-            failures = {h: state.failure for h, state in self._states.items() if state.failure}
+            failures = self._accounts.failures
             for host, connection in self._board.connections.items():
                 if connection.why_closed is not None:
                     failures.setdefault(host, connection.why_closed)
-            _check(failures)
+            expect_none(failures)
 
     def _agreed(self) -> Mapping[str, Any]:
-        """What all hosts say of the run; StartupError if some have other data or another run."""
-        ready = {host: state.ready for host, state in self._states.items() if state.ready}
-        first = self._cluster.hosts[0]
-        _same("data", {host: each.data for host, each in ready.items()}, first)
-        digests = {host: each.facts["digest"] for host, each in ready.items()}
+        """What all sites say of the run; StartupError if some have other data or another run."""
+        ready = {site: state.ready for site, state in self._accounts.states.items() if state.ready}
+        first = next(iter(self._accounts.states))
+        _same("data", {site: each.data for site, each in ready.items()}, first)
+        digests = {site: each.facts["digest"] for site, each in ready.items()}
         _same("run (a module or package of yours)", digests, first)
         if self._again and ready[first].before not in self._again.past.digests:
             raise changed(self._again.past)
@@ -204,48 +179,24 @@ class Run:
             folder.write_facts(self._path, {**facts, **ours})
 
     def _tell(self, order: Mapping[str, object]) -> None:
-        for connection in self._board.standing.values():
-            connection.tell({"tell": order})
+        for host, connection in self._board.standing.items():
+            names = [site.name for site in self._quarters.sites(host)]
+            connection.tell({"tell": order, "to": names})
 
     # ---- what hosts send unasked ----------------------------------------------------------
 
     def _take(self, host: Host, frame: Frame) -> None:
-        """A piece of a file, or a line of the host's supervisor."""
-        if "file" in frame.head:
+        """A piece of a file of a site, a line of its supervisor, or one of the host's lookout."""
+        site = self._sites.get((host, frame.head.get("of", "")))
+        if "said" in frame.head:
+            said = frame.head["said"]
+            for each, words in self._quarters.hear(host, said) if site is None else [(site, said)]:
+                self._accounts.hear(each, words)
+        elif "file" in frame.head and site is not None:
             try:
-                self._arrivals.take(host, frame.head, frame.body)
+                self._arrivals.take(site, frame.head, frame.body)
             except HostError as error:
                 self._board.connections[host].close(str(error))
-        elif "said" in frame.head:
-            self._hear(host, frame.head["said"])
-
-    def _hear(self, host: Host, said: Mapping[str, Any]) -> None:
-        state = self._states[host]
-        if "ready" in said:
-            state.ready = _Ready(**said["ready"])
-        elif "gathered" in said:
-            state.has_gathered = True
-        elif "begun" in said:
-            state.begun = said["begun"]
-        elif "ended" in said:
-            self._end(host, {said["ended"]: said["code"]}, {})
-        elif "over" in said:
-            self._end(host, said["over"]["exit_codes"], said["over"]["errors"])
-            state.is_over = True
-            if not state.has_gathered:
-                words = [self._errors[peer] for peer in host.peers if peer in self._errors]
-                state.failure = words[0] if words else "its peers ended before all had met"
-        elif "failed" in said:
-            state.failure = said["failed"]
-        elif "exit_code" in said and not state.is_over:
-            why = said["last_words"] or f"exit code {said['exit_code']}"
-            state.failure = state.failure or f"its supervisor ended: {why}"
-            state.is_over = True
-
-    def _end(self, host: Host, codes: Mapping[Any, int], errors: Mapping[Any, str]) -> None:
-        """Take down how peers ended, which must be this host's."""
-        self._codes |= {int(peer): code for peer, code in codes.items() if int(peer) in host.peers}
-        self._errors |= {int(peer): why for peer, why in errors.items() if int(peer) in host.peers}
 
     # ---- to the end -----------------------------------------------------------------------
 
@@ -261,9 +212,9 @@ class Run:
             self._say("stopping: peers finish their round and save; again: kills them")
 
     def _end_together(self) -> None:
-        """When all hosts have said which rounds have begun there: name the last one."""
-        states = [self._states[host] for host in self._board.standing]
-        said = [state.begun for state in states if not state.is_over]
+        """When all sites have said which rounds have begun there: name the last one."""
+        states = [self._accounts.states[site] for site in self._going]
+        said = [x.begun for x in states if not x.has_reported and x.paused is None]
         if None in said:
             return
         self._is_asking = False
@@ -272,10 +223,20 @@ class Run:
         last = agreed(begun) if begun else None
         self._tell({"do": "end", "round": last if last is not None and last > done else None})
 
+    @property
+    def _going(self) -> Sequence[Site]:
+        """Sites whose supervisor has not ended, of hosts that are not lost."""
+        standing = self._board.standing
+        return [
+            x
+            for x, state in self._accounts.states.items()
+            if x.host in standing and not state.is_over
+        ]
+
     def follow(self, update: Callable[[], None]) -> None:
         """Wait for the ends of all peers on hosts that are not lost, then for their files."""
         told = 0
-        while any(not self._states[host].is_over for host in self._board.standing):
+        while self._going:
             if told < self._num_stops:
                 told += 1
                 self._stop(told == 1)
@@ -285,20 +246,47 @@ class Run:
             self._board.pump(_UPDATE_S)
             for host in before.keys() - self._board.standing.keys():
                 self._say(f"host {host.name} is lost: {before[host].why_closed}")
+            self._end_if_only_paused()
             update()
         self._board.converse({host: _collect() for host in self._board.standing})
         update()
 
+    def _end_if_only_paused(self) -> None:
+        """When all others have ended, there is nothing left for those that are paused."""
+        going = self._going
+        if not going or any(self._accounts.states[site].paused is None for site in going):
+            self._only_paused_since = None
+        elif self._only_paused_since is None:
+            self._only_paused_since = self._now()
+        elif self._now() > self._only_paused_since + PAUSED_S:
+            for site in going:
+                self._accounts.states[site].fate = self._accounts.states[site].paused
+                self._board.connections[site.host].tell({"end": site.name})
+
     def outcome(self) -> Outcome:
-        """How all ended; peers of a host that was lost count as killed."""
+        """How all ended; peers of a host or site that was lost count as killed."""
         for host, connection in self._board.connections.items():
-            lost = [peer for peer in host.peers if peer not in self._codes]
-            why = connection.why_closed or self._states[host].failure
-            peers = f"peer{'s' * (len(lost) > 1)} {', '.join(map(str, lost))}"
-            for peer in lost:
-                self._codes[peer] = -signal.SIGKILL
-                self._errors[peer] = f"host {host.name} was lost, and with it {peers}: {why}"
-        return Outcome(self._path, dict(sorted(self._codes.items())), self._errors)
+            if connection.why_closed is not None:
+                self._accounts.lose_host(host, connection.why_closed)
+        codes, errors = self._accounts.settled()
+        for peer, why in errors.items():
+            clock = partial(self._accounts.ended_at, peer)
+            log_ending(self._path, peer, codes[peer], why, clock)
+        return Outcome(self._path, codes, errors)
+
+
+def _starting(name: str, program: Program, order: Mapping[str, Any] | None) -> Request:
+    return Request(
+        head={
+            "ask": "start",
+            "name": name,
+            "command": program.command,
+            "env": program.env,
+            "undo": program.undo,
+            "owner": program.owner,
+            "order": order,
+        }
+    )
 
 
 def _collect() -> Talk[bool]:

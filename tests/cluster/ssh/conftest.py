@@ -31,6 +31,7 @@ UsePAM no
 PasswordAuthentication no
 PermitRootLogin yes
 LogLevel ERROR
+SetEnv DOCKER_HOST=unix://{folder}/docker.sock
 """
 _DEADLINE_S = 20.0
 
@@ -220,3 +221,70 @@ def fake_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[FakeHo
         pytest.skip(why)
     with made(5, tmp_path_factory.mktemp("hosts")) as hosts:
         yield hosts
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DockerHost:
+    """A host with an engine of its own, whose containers have the host's network."""
+
+    host: FakeHost
+
+    @property
+    def _address(self) -> str:
+        return f"unix://{self.host.folder}/docker.sock"
+
+    def docker(self, *words: str) -> str:
+        """What a docker command there says."""
+        return run("docker", "--host", self._address, *words)
+
+    def container(self, peer: int) -> str:
+        """The container of a peer."""
+        return self.docker("ps", "--quiet", "--filter", f"name=peer-{peer:03d}").strip()
+
+    def left(self) -> list[str]:
+        """Containers of any state, and folders of runs."""
+        names = self.docker("ps", "--all", "--format", "{{.Names}}").split()
+        return [*names, *map(str, (self.host.folder / "p2p").glob("runs/*"))]
+
+    @contextmanager
+    def engine(self) -> Iterator[None]:
+        """Have dockerd run in the host's network."""
+        folder = self.host.folder
+        places = [f"--{name}={folder}/{name}" for name in ("data-root", "exec-root", "pidfile")]
+        # Not `ip netns exec`, which hides the control groups.
+        within = ("nsenter", f"--net=/run/netns/{self.host.namespace}", find("dockerd") or "")
+        with (folder / "dockerd.log").open("wb") as log:
+            process = subprocess.Popen(
+                (*within, "--host", self._address, "--bridge=none", *places), stdout=log, stderr=log
+            )
+        try:
+            deadline = time.monotonic() + _DEADLINE_S
+            while not self._answers():
+                assert process.poll() is None and time.monotonic() < deadline, "no dockerd"
+                time.sleep(0.1)
+            yield
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            # What dockerd leaves mounted.
+            subprocess.run(["umount", f"{folder}/exec-root/netns/default"], capture_output=True)
+
+    def _answers(self) -> bool:
+        words = ("docker", "--host", self._address, "info")
+        return subprocess.run(words, capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def docker_hosts(
+    ready: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[list[DockerHost]]:
+    """Two hosts with engines that have no image; that of this checkout is on this machine."""
+    if why := obstacle():
+        pytest.skip(why)
+    with ExitStack() as stack:
+        hosts = stack.enter_context(made(2, tmp_path_factory.mktemp("docker-hosts")))
+        found = [DockerHost(host=host) for host in hosts]
+        for each in found:
+            stack.enter_context(each.engine())
+        yield found

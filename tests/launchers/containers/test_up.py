@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import tomli_w
+from typer.testing import CliRunner
 
 import p2p_dml
-from p2p_dml import config
+from p2p_dml import cli, config
 from p2p_dml.errors import ConfigError, StartupError
 from p2p_dml.launchers.containers import docker, up
 from p2p_dml.report import load
@@ -292,6 +295,24 @@ def test_mistakes_are_found_before_anything_is_made(
         up.run(_config(**more), tmp_path / "out", _ignore)
     assert not (tmp_path / "out").exists()
     assert not any(call.startswith("build") or " up " in call for call in _calls(fake))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["run.toml", "--hosts-file", "hosts.toml", "--write", "x.yml"], "is for one machine"),
+        (["--resume", "out"], "go on as processes, by `p2p-dml run --resume out`"),
+        (["--hosts-file", "hosts.toml"], r"hosts\.toml: cannot be read|no such file"),
+    ],
+)
+def test_options_that_cannot_be_are_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: Sequence[str], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text(tomli_w.dumps(BASE), encoding="utf-8")
+    shown = CliRunner().invoke(cli.app, ["up", *words])
+    assert isinstance(shown.exception, ConfigError)
+    assert re.search(expected, str(shown.exception), re.IGNORECASE), shown.exception
 
 
 def test_root_runs_no_container_as_root(monkeypatch: pytest.MonkeyPatch) -> None:

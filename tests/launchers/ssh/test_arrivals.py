@@ -9,8 +9,10 @@ import pytest
 from p2p_dml.launchers.ssh.arrivals import Arrivals
 from p2p_dml.launchers.ssh.channel import HostError
 from p2p_dml.launchers.ssh.hosts import Host, HostEntry
+from p2p_dml.launchers.ssh.quarters import Site
 
-HOST = Host(index=1, entry=HostEntry(ssh="b"), peers=range(2, 4))
+HOST = Host(index=1, entry=HostEntry(ssh="b"), peers=range(2, 6))
+SITE = Site(host=HOST, name="container-2", peers=range(2, 4), label="the container")
 
 
 def _head(name: object, offset: int) -> dict[str, object]:
@@ -20,24 +22,24 @@ def _head(name: object, offset: int) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("name", "place"),
     [
-        ("events/peer-002.jsonl", "events/peer-002.jsonl"),
-        ("logs/peer-003.log", "logs/peer-003.log"),
+        ("events/peer-002.jsonl",) * 2,
+        ("logs/peer-003.log",) * 2,
         ("checkpoints/peer-003/round-000010.safetensors",) * 2,
-        ("logs/supervisor.log", "logs/host-1.log"),
+        ("logs/container-2.log",) * 2,
     ],
 )
 def test_pieces_are_put_together(tmp_path: Path, name: str, place: str) -> None:
     arrivals = Arrivals(tmp_path)
-    arrivals.take(HOST, _head(name, 0), b"one ")
-    arrivals.take(HOST, _head(name, 4), b"two")
+    arrivals.take(SITE, _head(name, 0), b"one ")
+    arrivals.take(SITE, _head(name, 4), b"two")
     assert (tmp_path / place).read_bytes() == b"one two"
 
 
 def test_a_checkpoint_has_its_name_when_it_is_whole(tmp_path: Path) -> None:
     name, arrivals = "checkpoints/peer-003/round-000010.safetensors", Arrivals(tmp_path)
-    arrivals.take(HOST, _head(name, 0), b"one ")
+    arrivals.take(SITE, _head(name, 0), b"one ")
     assert not (tmp_path / name).exists()
-    arrivals.take(HOST, _head(name, 4), b"two")
+    arrivals.take(SITE, _head(name, 4), b"two")
     assert [path.name for path in (tmp_path / name).parent.iterdir()] == [Path(name).name]
 
 
@@ -51,7 +53,7 @@ def test_events_of_before_are_kept_and_torn_lines_ended(
     name = "events/peer-002.jsonl"
     (tmp_path / "events").mkdir()
     (tmp_path / name).write_bytes(before)
-    Arrivals(tmp_path).take(HOST, _head(name, 0), b"new")
+    Arrivals(tmp_path).take(SITE, _head(name, 0), b"new")
     assert (tmp_path / name).read_bytes() == after
 
 
@@ -59,6 +61,8 @@ def test_events_of_before_are_kept_and_torn_lines_ended(
     "name",
     [
         "events/peer-001.jsonl",
+        "events/peer-004.jsonl",
+        "logs/container-3.log",
         "events/peer-002.jsonl/../../../x",
         "../events/peer-002.jsonl",
         "/etc/passwd",
@@ -71,5 +75,5 @@ def test_events_of_before_are_kept_and_torn_lines_ended(
 )
 def test_anything_else_is_refused(tmp_path: Path, name: object) -> None:
     with pytest.raises(HostError, match="not its own"):
-        Arrivals(tmp_path / "run").take(HOST, _head(name, 0), b"x")
+        Arrivals(tmp_path / "run").take(SITE, _head(name, 0), b"x")
     assert not list(tmp_path.rglob("*"))

@@ -51,7 +51,7 @@ def test_each_host_answers_for_itself(hosts_here: Hosts) -> None:
         assert not failures
         for name, host in zip(names, cluster.hosts, strict=True):
             (folder,) = hosts_here.left(name)
-            assert results[host] == {"home": str(folder / "home")}
+            assert results[host] == {"home": str(folder / "home"), "out": str(folder / "out")}
         assert len(hosts_here.processes()) >= len(names)
     assert not any(map(hosts_here.left, names))
     assert not hosts_here.processes()

@@ -18,7 +18,10 @@ from p2p_dml.checkpoint import checkpoint_file, load
 from p2p_dml.errors import ConfigError, StartupError
 from p2p_dml.events import event_file, read_events
 from p2p_dml.launchers import simulated
+from p2p_dml.launchers.ssh.environments import Environments
+from p2p_dml.launchers.ssh.hosts import Cluster
 from p2p_dml.launchers.ssh.launch import Voice, launch
+from p2p_dml.launchers.ssh.wheel import build
 
 if TYPE_CHECKING:
     from tests.launchers.ssh.conftest import Hosts
@@ -170,15 +173,16 @@ def _parsed(hosts: Hosts, **changes: object) -> config.RunConfig:
     return config.parse(tables, hosts.folder)
 
 
-def _voice() -> Voice:
-    return Voice(say=lambda line: None, watch=lambda folder, started: lambda: None)
+def _launched(cluster: Cluster, run: config.RunConfig, out: Path) -> None:
+    voice = Voice(say=lambda line: None, watch=lambda folder, started: lambda: None)
+    launch(cluster, run, Environments(cluster, build()), out, voice)
 
 
 def test_a_host_that_fails_the_checks_keeps_all_from_starting(hosts_here: Hosts) -> None:
     cluster = hosts_here.cluster(*(hosts_here.entry(x, peers=2) for x in ("alpha", "unreachable")))
     out = hosts_here.folder / "out"
     with pytest.raises(StartupError, match=r"^unreachable: .*Connection refused"):
-        launch(cluster, _parsed(hosts_here), out, _voice())
+        _launched(cluster, _parsed(hosts_here), out)
     assert not out.exists()
     assert not hosts_here.left("alpha")
     assert not hosts_here.processes()
@@ -198,5 +202,5 @@ def test_what_can_be_known_here_is_said_before_any_host_is_asked(
 ) -> None:
     cluster = hosts_here.cluster(hosts_here.entry("alpha", peers=PEERS))
     with pytest.raises(ConfigError, match=expected):
-        launch(cluster, _parsed(hosts_here, **changes), hosts_here.folder / "out", _voice())
+        _launched(cluster, _parsed(hosts_here, **changes), hosts_here.folder / "out")
     assert not hosts_here.homes.exists()

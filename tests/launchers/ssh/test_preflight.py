@@ -14,6 +14,7 @@ from rich.console import Console
 from p2p_dml import config
 from p2p_dml.launchers.ssh import preflight, tables
 from p2p_dml.launchers.ssh.channel import Switchboard
+from p2p_dml.launchers.ssh.environments import Environments
 from p2p_dml.launchers.ssh.hosts import Cluster
 from p2p_dml.launchers.ssh.preflight import Findings, Need
 from p2p_dml.launchers.ssh.wheel import Wheel
@@ -22,13 +23,14 @@ if TYPE_CHECKING:
     from tests.launchers.ssh.conftest import Hosts
 
 WHEEL = Wheel(name="x.whl", content=b"", digest="abc", requirements=())
-NEED = Need(wheel=WHEEL)
-DATA = Need(wheel=WHEEL, name="mnist", files=("a", "b"))
+NEED = Need()
+DATA = Need(name="mnist", files=("a", "b"))
 
 
 def _check(cluster: Cluster, need: Need = NEED, num_bytes: int = 0) -> Findings:
     with closing(Switchboard(cluster.hosts, cluster.lost_s)) as board:
-        return preflight.check(board, cluster, need, num_bytes)
+        quarters = Environments(cluster, WHEEL)
+        return preflight.check(board, cluster, need, quarters, num_bytes)
 
 
 def _text(found: Findings, cluster: Cluster, need: Need) -> str:
@@ -131,7 +133,7 @@ def test_a_folder_that_cannot_be_made_is_named(hosts_here: Hosts) -> None:
 )
 def test_what_a_run_needs(tables_: dict[str, str], name: str | None, some_file: str | None) -> None:
     base = {"peers": 2, "rounds": 1, "strategy": "dpsgd", "links": "ring"}
-    need = preflight.need_of(config.parse({**base, **tables_}, Path()), WHEEL)
+    need = preflight.need_of(config.parse({**base, **tables_}, Path()))
     assert need.name == name
     assert some_file is None or some_file in need.files
-    assert preflight.need_of(None, WHEEL) == NEED
+    assert preflight.need_of(None) == NEED

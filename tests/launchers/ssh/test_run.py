@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Any, final
 
 import pytest
 
@@ -17,9 +18,13 @@ from p2p_dml.errors import ConfigError, ExitCode, StartupError
 from p2p_dml.launchers import resuming
 from p2p_dml.launchers.local import Outcome
 from p2p_dml.launchers.ssh.channel import Request, Switchboard, Talk
-from p2p_dml.launchers.ssh.run import Again, Installed, Run
+from p2p_dml.launchers.ssh.hosts import Cluster, Host
+from p2p_dml.launchers.ssh.quarters import Fitness, Grounds, Program, Say, Site
+from p2p_dml.launchers.ssh.run import Again, Run
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.launchers.ssh.conftest import Hosts
 
 # Says its lines, each after the order that it waits for; FACTS and PEERS are filled in.
@@ -32,6 +37,7 @@ def hear(what=None):
     assert what is None or line["do"] == what, line
     return line
 order = hear()
+Path(order["home"], "pid").write_text(str(os.getpid()))
 name, run, peers = os.environ["HOME"].rpartition("/")[2], Path(order["run"]), order["peers"]
 def write(file, text):
     (run / file).parent.mkdir(parents=True, exist_ok=True)
@@ -54,11 +60,72 @@ def finish(code=0, errors={{}}):
 RUN = {"peers": 4, "rounds": 1, "links": "ring", "strategy": "dpsgd"}
 
 
+KILL = 'kill -9 "$(cat "$0")"'
+LOOKOUT = "import sys; print(sys.argv[1], flush=True); sys.stdin.read()"
+
+
+@final
+class Huts:
+    """Quarters that are a script each, for all peers of a host or for every one.
+
+    `rumours`: what the lookouts of all hosts say, each of a hut by its name.
+    """
+
+    command = "a test"
+
+    def __init__(
+        self, cluster: Cluster, script: Path, rumours: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        self._script = script
+        self._rumours = rumours
+        self._sites = {
+            host: [_hut(host, peer) for peer in host.peers] if rumours else [_hut(host, None)]
+            for host in cluster.hosts
+        }
+
+    def examine(self, host: Host, said: Mapping[str, Any]) -> Talk[Fitness]:
+        yield from ()
+        return Fitness()
+
+    def prepare(self, board: Switchboard, grounds: Mapping[Host, Grounds], say: Say) -> None:
+        """All is there."""
+
+    def sites(self, host: Host) -> Sequence[Site]:
+        return self._sites[host]
+
+    def program(self, site: Site, grounds: Grounds) -> Program:
+        home = f"{grounds.home}/{site.name}"
+        return Program(
+            command=[str(self._script)],
+            undo=["sh", "-c", KILL, f"{home}/pid"] if self._rumours else (),
+            home=home,
+            run=f"{grounds.out}/{site.name}",
+        )
+
+    def lookout(self, host: Host, grounds: Grounds) -> Program | None:
+        if not self._rumours:
+            return None
+        text = "\n".join(map(json.dumps, self._rumours))
+        return Program(command=[sys.executable, "-c", LOOKOUT, text])
+
+    def hear(self, host: Host, said: Mapping[str, Any]) -> Iterable[tuple[Site, Mapping[str, Any]]]:
+        return [(site, said) for site in self._sites[host] if site.name == said.get("of")]
+
+
+def _hut(host: Host, peer: int | None) -> Site:
+    if peer is None:
+        name, label = f"host-{host.index}", "its supervisor"
+        return Site(host=host, name=name, peers=host.peers, label=label)
+    return Site(host=host, name=f"hut-{peer}", peers=range(peer, peer + 1), label=f"hut {peer}")
+
+
 @final
 class Stage:
     """Hosts alpha (peers 0, 1) and beta (2, 3) whose supervisors play `script`."""
 
-    def __init__(self, hosts: Hosts, script: str) -> None:
+    def __init__(
+        self, hosts: Hosts, script: str, rumours: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
         self.hosts = hosts
         self.out = hosts.folder / "out"
         self.said: list[str] = []
@@ -66,8 +133,8 @@ class Stage:
         text = SUPERVISOR.format(python=sys.executable, script=script)
         program.write_text(text, encoding="utf-8")
         program.chmod(0o755)
-        self.there = Installed(python=str(program), path="/nowhere")
         self.cluster = hosts.cluster(*(hosts.entry(x, peers=2) for x in ("alpha", "beta")))
+        self._huts = Huts(self.cluster, program, rumours)
 
     def play(
         self,
@@ -76,13 +143,22 @@ class Stage:
         waits: bool = True,
         again: Again | None = None,
     ) -> Outcome:
-        """Run it to its end; `act` is called when all peers have met."""
+        """Run it to its end; `act` is called when all peers have met. A look takes 20 s."""
         settings = again.past.config if again else config.parse(RUN, self.hosts.folder)
         with closing(Switchboard(self.cluster.hosts, self.cluster.lost_s)) as board:
-            board.converse({host: _open() for host in self.cluster.hosts})
-            say = self.said.append
-            run = Run(board, self.cluster, settings, self.out, say, waits=waits, again=again)
-            run.start(dict.fromkeys(self.cluster.hosts, self.there), 1.0)
+            grounds, _ = board.converse({host: _open() for host in self.cluster.hosts})
+            run = Run(
+                board,
+                self.cluster,
+                settings,
+                self._huts,
+                self.out,
+                self.said.append,
+                waits=waits,
+                again=again,
+                now=itertools.count(0.0, 20.0).__next__,
+            )
+            run.start(grounds, 1.0)
             act(run, board)
             run.follow(lambda: None)
             return run.outcome()
@@ -92,18 +168,18 @@ class Stage:
         return {str(x.relative_to(self.out)) for x in self.out.rglob("*") if x.is_file()}
 
 
-def _open() -> Talk[bool]:
-    yield Request(head={"ask": "open", "folder": "~/.cache/p2p-dml"})
-    return True
+def _open() -> Talk[Grounds]:
+    said = yield Request(head={"ask": "open", "folder": "~/.cache/p2p-dml"})
+    return Grounds(home=said["home"], out=said["out"])
 
 
-Play = Callable[[str], Stage]
+Play = Callable[..., Stage]
 
 
 @pytest.fixture
 def stage(hosts_here: Hosts) -> Iterator[Play]:
     """Set the stage for a script; nothing is left on any host afterwards."""
-    yield lambda script: Stage(hosts_here, script)
+    yield lambda script, *rumours: Stage(hosts_here, script, rumours)
     assert not [*hosts_here.left("alpha"), *hosts_here.left("beta")]
 
 
@@ -271,3 +347,66 @@ def test_a_run_that_was_changed_does_not_go_on(stage: Play) -> None:
     with pytest.raises(ConfigError, match="no longer the run that the checkpoints are of"):
         play.play(again=again)
     assert play.files() == before
+
+
+LAST_LINES = """
+begin()
+with open(run / f"events/peer-{peers[0]:03d}.jsonl", "a") as events:
+    print(json.dumps({"event": "round_done", "round": 7}), file=events)
+"""
+
+
+def _last_line(play: Stage, peer: int) -> Any:
+    text = (play.out / "events" / f"peer-{peer:03d}.jsonl").read_text(encoding="utf-8")
+    return json.loads(text.splitlines()[-1])
+
+
+def test_what_ended_a_peer_from_outside_is_its_last_line(stage: Play) -> None:
+    fate = "its house burnt down"
+    end = "if peers[0] == 1: os.kill(os.getpid(), 9)\nfinish()"
+    play = stage(LAST_LINES + end, {"of": "hut-1", "fate": fate})
+    outcome = play.play()
+    assert outcome.exit_codes == {0: 0, 1: -9, 2: 0, 3: 0}
+    assert outcome.verdict == f"peer 1: {fate}"
+    last = _last_line(play, 1)
+    assert (last["event"], last["round"], last["exit_code"]) == ("finished", 7, 137)
+    assert last["error"] == fate
+    assert _last_line(play, 2)["event"] == "round_done"
+
+
+def test_a_peer_whose_supervisor_survived_it_has_the_same_fate(stage: Play) -> None:
+    play = stage("begin()\nfinish(-9 * (2 in peers))", {"of": "hut-2", "fate": "it starved"})
+    assert play.play().verdict == "peer 2: it starved"
+
+
+def test_who_is_paused_when_all_others_have_ended_is_ended(stage: Play) -> None:
+    play = stage(
+        LAST_LINES + "if 3 in peers: hear()\nfinish()", {"of": "hut-3", "paused": "it slept"}
+    )
+    outcome = play.play()
+    assert play.said == ["hut 3 is paused"]
+    assert outcome.exit_codes == {0: 0, 1: 0, 2: 0, 3: -9}
+    assert outcome.verdict == "peer 3: it slept"
+    assert _last_line(play, 3)["error"] == "it slept"
+
+
+def test_nobody_waits_for_the_word_of_who_is_paused(stage: Play) -> None:
+    play = stage(
+        "begin()\nif 0 in peers: hear(); hear(); sys.exit('was not ended')\nbegun(3)\nfinish(5)",
+        {"of": "hut-0", "paused": "it slept"},
+    )
+    outcome = play.play(lambda run, board: run.stop())
+    assert outcome.exit_codes == {0: -9, 1: 5, 2: 5, 3: 5}
+
+
+def test_who_goes_on_is_waited_for(stage: Play) -> None:
+    rumours = [{"of": "hut-1", "paused": "it slept"}, {"of": "hut-1", "paused": None}]
+    play = stage("begin()\nfinish()", *rumours)
+    assert play.play().exit_codes == dict.fromkeys(range(4), 0)
+    assert play.said == ["hut 1 is paused", "hut 1 goes on"]
+
+
+def test_a_peer_that_cannot_begin_says_why_in_the_words_of_who_saw_it(stage: Play) -> None:
+    play = stage("if 2 in peers: sys.exit(1)\nbegin()", {"of": "hut-2", "fate": "it starved"})
+    with pytest.raises(StartupError, match=r"^beta: peer 2: it starved$"):
+        play.play()

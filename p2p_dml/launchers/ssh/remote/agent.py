@@ -17,9 +17,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from p2p_dml.launchers.ssh.remote import files, net
-from p2p_dml.launchers.ssh.remote.children import Errand, Job, Supervisor
-from p2p_dml.launchers.ssh.remote.control import ControlError, Decoder, Frame, Outbox
-from p2p_dml.launchers.ssh.remote.facts import look
+from p2p_dml.launchers.ssh.remote.children import GRACE_S, Errand, Job, Program, call
+from p2p_dml.launchers.ssh.remote.control import (
+    PIPE_BYTES,
+    ControlError,
+    Decoder,
+    Frame,
+    Outbox,
+    widen,
+)
+from p2p_dml.launchers.ssh.remote.facts import look, look_for_package
 from p2p_dml.launchers.ssh.remote.install import InstallError, Lock, install, prepare
 
 _TURN_S = 0.1
@@ -47,6 +54,8 @@ class Agent:
         self._asked: dict[str, Callable[[Head], dict[str, Any] | None]] = {
             "time": lambda head: {"time": time.time()},
             "look": lambda head: self._run(lambda: look(head)),
+            "package": look_for_package,
+            "call": self._call,
             "open": self._open,
             "prepare": self._prepare,
             "install": self._install,
@@ -63,13 +72,14 @@ class Agent:
         self._lock: Lock | None = None
         self._job: Job | Errand | None = None
         self._listeners: net.Listeners | None = None
-        self._supervisor: Supervisor | None = None
-        self._growing: files.Growing | None = None
+        self._programs: dict[str, Program] = {}
+        self._growing: dict[str, files.Growing] = {}
         self._pieces: Iterator[Frame] | None = None
 
     def run(self) -> None:
         """Serve the launcher until it goes; nothing is left then."""
         os.set_blocking(1, False)
+        widen(0)
         try:
             while True:
                 self._turn()
@@ -79,23 +89,23 @@ class Agent:
             self._clean_up()
 
     def _turn(self) -> None:
-        sources = [0]
-        if self._supervisor is not None and not self._supervisor.is_over:
-            sources.append(self._supervisor.descriptor)
+        running = {name: each for name, each in self._programs.items() if not each.is_over}
+        sources = [0, *(each.descriptor for each in running.values())]
         sinks = [1] if self._outbox.num_bytes else []
         ready, _, _ = select.select(sources, sinks, [], _TURN_S)
         if 0 in ready:
             self._hear()
-        if self._supervisor is not None and self._supervisor.descriptor in ready:
-            for line in self._supervisor.read():
-                self._say({"said": line})
+        for name, program in running.items():
+            if program.descriptor in ready:
+                for line in program.read():
+                    self._say({"said": line, "of": name})
         self._check_job()
         self._send_files()
         self._keep_contact()
         self._outbox.flush(1)
 
     def _hear(self) -> None:
-        chunk = os.read(0, 1 << 16)
+        chunk = os.read(0, PIPE_BYTES)
         if not chunk:
             raise _Gone
         self._heard_at = self._clock()
@@ -106,8 +116,11 @@ class Agent:
         head = frame.head
         if "put" in head:
             self._put(head, frame.body)
-        elif "tell" in head and self._supervisor is not None:
-            self._supervisor.tell(head["tell"])
+        elif "tell" in head:
+            for name in head["to"]:
+                self._programs[name].tell(head["tell"])
+        elif "end" in head:
+            self._programs[head["end"]].undo()
         elif "ask" in head:
             try:
                 answer = self._asked[head["ask"]](head)
@@ -147,7 +160,10 @@ class Agent:
         self._scratch = files.Scratch(self._folder)
         self._home = self._scratch.path / "home"
         self._home.mkdir(mode=0o700)
-        return {"home": str(self._home)}
+        return {"home": str(self._home), "out": str(self._scratch.path / "out")}
+
+    def _call(self, head: Head) -> None:
+        self._job = Job(call(head["command"]))
 
     def _prepare(self, head: Head) -> None:
         self._lock = Lock(self._folder)
@@ -181,52 +197,66 @@ class Agent:
         return {}
 
     def _start(self, head: Head) -> dict[str, Any]:
-        """Start the supervisor, in the folder of the run file."""
+        """Start a program; one that takes an order is a supervisor, with two folders of its name.
+
+        They are given to `owner`, if there is one. The programs started first are heard first.
+        """
         assert self._scratch is not None
-        out = self._scratch.path / "out"
-        out.mkdir()
-        command = [head["python"], "-m", "p2p_dml.launchers.supervisor"]
-        log = self._scratch.path / "logs" / "supervisor.log"
+        name, scratch = head["name"], self._scratch.path
+        home, out = self._home / name, scratch / "out" / name
+        for place in (home, out):
+            place.mkdir(mode=0o700, parents=True, exist_ok=True)
+            files.give(place, head["owner"])
         env = {key: os.path.expanduser(value) for key, value in head["env"].items()}
-        self._supervisor = Supervisor(command, self._home, env, log)
-        self._supervisor.tell({**head["order"], "run": str(out), "home": str(self._home)})
-        self._growing = files.Growing(out, "events/*.jsonl", "checkpoints/*/*.safetensors")
+        log = scratch / "logs" / f"{name}.log"
+        program = self._programs[name] = Program(head["command"], home, env, log, head["undo"])
+        if head["order"] is not None:
+            program.tell(head["order"])
+            growing = files.Growing(out, "events/*.jsonl", "checkpoints/*/*.safetensors")
+            self._growing[name] = growing
         return {}
 
     def _collect(self, head: Head) -> None:
         """Send all else that the run has left."""
-        assert self._scratch is not None
-        self._pieces = self._everything(self._scratch.path)
+        self._pieces = self._everything()
 
-    def _everything(self, scratch: Path) -> Iterator[Frame]:
-        if self._growing is not None:
-            yield from self._growing.pieces()
-        out = scratch / "out"
-        for path in sorted(out.glob("logs/*")):
-            yield from files.pieces(path, str(path.relative_to(out)))
-        yield from files.pieces(scratch / "logs" / "supervisor.log", "logs/supervisor.log")
+    def _news(self) -> Iterator[Frame]:
+        """What supervisors' files have more than was sent; each frame says whose it is."""
+        for name, growing in self._growing.items():
+            yield from files.signed(growing.pieces(), name)
+
+    def _everything(self) -> Iterator[Frame]:
+        assert self._scratch is not None
+        scratch = self._scratch.path
+        yield from self._news()
+        for name in self._growing:
+            own = [(path, f"logs/{path.name}") for path in (scratch / "out" / name).glob("logs/*")]
+            for path, place in (*sorted(own), (scratch / f"logs/{name}.log", f"logs/{name}.log")):
+                yield from files.signed(files.pieces(path, place), name)
 
     def _send_files(self) -> None:
         """Send what is new, unless too much waits already."""
-        source = self._pieces
-        if source is None and self._growing is not None:
-            source = self._growing.pieces()
-        while source is not None and self._outbox.num_bytes < _FULL_BYTES:
+        source = self._pieces or self._news()
+        while self._outbox.num_bytes < _FULL_BYTES:
             piece = next(source, None)
             if piece is not None:
                 self._outbox.put(piece.encode())
                 continue
             if source is self._pieces:
-                self._pieces = self._growing = None
+                self._pieces = None
+                self._growing.clear()
                 self._say({"answer": {}})
-            source = None
+            return
 
     def _clean_up(self) -> None:
         """End everything that was started, and remove every file of this launch alone."""
         if self._job is not None:
             self._job.close()
-        if self._supervisor is not None:
-            self._supervisor.close()
+        for program in self._programs.values():
+            program.hang_up()
+        deadline = time.monotonic() + GRACE_S
+        for program in self._programs.values():
+            program.close(deadline)
         if self._scratch is not None:
             self._scratch.remove()
 

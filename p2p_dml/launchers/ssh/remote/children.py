@@ -1,4 +1,4 @@
-"""What runs on a host for a launcher: commands one by one, and the supervisor of its peers."""
+"""What runs on a host for a launcher: commands one by one, and programs that go on beside it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from typing import IO, Any
 from p2p_dml.launchers.ssh.remote.install import Done, Steps
 
 _PR_SET_PDEATHSIG = 1  # prctl.h
-_GRACE_S = 10.0
+GRACE_S = 10.0
+"""How long a program may take to end by itself."""
 
 
 def _die_with_parent() -> None:
@@ -88,6 +89,13 @@ class Job:
             end(self._process)
 
 
+def call(command: Sequence[str]) -> Steps:
+    """The job of one command; the answer has its exit `code` and all of its `output`."""
+    done = yield command
+    assert done is not None
+    return {"code": done.code, "output": done.output}
+
+
 class Errand:
     """A function that may take long, in a thread; to be asked often whether it has answered."""
 
@@ -112,13 +120,23 @@ class Errand:
         """Forget it; its thread ends with the process."""
 
 
-class Supervisor:
-    """The program that has the peers of this host; JSON lines go to it and come from it."""
+class Program:
+    """A program that is told JSON lines and says some, such as the supervisor of peers.
+
+    `undo`: a command that ends what the program itself may leave running. A shell that waits for
+    the end of this process runs it, so that it is done however that comes.
+    """
 
     def __init__(
-        self, command: Sequence[str], cwd: Path, env: Mapping[str, str], log: Path
+        self,
+        command: Sequence[str],
+        cwd: Path,
+        env: Mapping[str, str],
+        log: Path,
+        undo: Sequence[str] = (),
     ) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
+        self._undertaker = _undertaker(undo) if undo else None
         with log.open("ab") as errors:
             self._process = subprocess.Popen(
                 command,
@@ -156,13 +174,40 @@ class Supervisor:
         lines = self._log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
-    def close(self) -> None:
-        """Have it end its peers and itself: its input closes."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            with suppress(OSError):
-                pipe.close()
-        deadline = time.monotonic() + _GRACE_S
+    def undo(self) -> None:
+        """Have the command for that end it at once."""
+        if self._undertaker is not None:
+            _hang_up(self._undertaker)
+
+    def hang_up(self) -> None:
+        """Have it end by itself: its input closes, and nobody reads what it says."""
+        _hang_up(self._process)
+
+    def close(self, deadline: float) -> None:
+        """Wait for its end until `deadline`, of the monotonic clock; then end it, and undo it."""
+        self.hang_up()
         while self._process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.02)
         end(self._process)
+        self.undo()
+        if self._undertaker is not None:
+            with suppress(subprocess.TimeoutExpired):  # it goes on without us
+                self._undertaker.wait(GRACE_S)
+
+
+def _undertaker(undo: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A shell that runs a command once its input is closed."""
+    return subprocess.Popen(
+        ("sh", "-c", 'cat > /dev/null; exec "$@"', "sh", *undo),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _hang_up(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()

@@ -5,20 +5,31 @@ A frame is an object in a line of JSON; `size` in it says how many raw bytes fol
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 MAX_BODY = 1 << 18
 """Bytes: larger files travel in pieces, so that other frames get in between."""
+
+PIPE_BYTES = 1 << 20
+"""So much may be under way in a pipe: on a busy machine each end has its turn seldom."""
 
 _MAX_HEAD = 1 << 23
 
 
 class ControlError(Exception):
     """What came is no frame."""
+
+
+def widen(pipe: int) -> None:
+    """Let a pipe take `PIPE_BYTES`; one that cannot, or is none, stays as it is."""
+    with suppress(OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 class Frame(NamedTuple):

@@ -20,19 +20,28 @@ _GPU_TIMEOUT_S = 20.0
 
 
 def look(request: Mapping[str, Any]) -> dict[str, Any]:
-    """Answer `request`: a folder, ports, the package wanted, and data files, if any."""
+    """Answer `request`: a folder, ports, where data are, and the files of them, if any."""
     folder = Path(request["folder"]).expanduser()
-    places = Places(folder, request)
+    place = data_folder(request["data"])
     return {
         "gpus": count_gpus(),
+        "user": [os.getuid(), os.getgid()],
         "folder": str(folder),
         "disk_mb": disk_mb(folder),
         "obstacle": obstacle(folder),
         "taken": [port for port in request["ports"] if is_taken(port)],
+        "data": find(request["files"], place) if request["files"] else None,
+        "data_folder": str(place.resolve()) if place and place.is_dir() else None,
+    }
+
+
+def look_for_package(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What is installed of the package that `request` names, and whether the rest can be."""
+    places = Places(Path(request["folder"]).expanduser(), request)
+    return {
         "can_install": can_install(),
         "has_env": places.has_env,
         "has_package": places.has_package,
-        "data": find(request["files"], request["data"]) if request["files"] else None,
     }
 
 
@@ -83,10 +92,14 @@ def can_install() -> bool:
     return all(importlib.util.find_spec(name) for name in ("venv", "ensurepip"))
 
 
-def find(files: Sequence[str], root: str | None) -> dict[str, Any]:
-    """Where data `files` are, plain or as `.gz`, and a digest of their contents unpacked."""
-    named = root or os.environ.get("P2P_DML_DATA")
-    place = Path(named).expanduser() if named else None
+def data_folder(named: str | None) -> Path | None:
+    """Where data are: as the launcher says, or else this host's environment."""
+    place = named or os.environ.get("P2P_DML_DATA")
+    return Path(place).expanduser() if place else None
+
+
+def find(files: Sequence[str], place: Path | None) -> dict[str, Any]:
+    """Which data `files` are there, plain or as `.gz`, and a digest of their contents unpacked."""
     found = [_plain_or_packed(place / name) if place else None for name in files]
     missing = [name for name, path in zip(files, found) if path is None]  # noqa: B905
     if missing:

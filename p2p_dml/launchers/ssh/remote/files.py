@@ -6,7 +6,7 @@ import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,13 @@ def receive(root: Path, head: Mapping[str, Any], body: bytes) -> None:
         file.write(body)
     if head["is_last"]:
         part.replace(path)
+
+
+def give(path: Path, owner: Sequence[int] | None) -> None:
+    """Give a folder with all in it to a user and group, if there is an `owner` at all."""
+    if owner is not None:
+        for each in (path, *path.rglob("*")):
+            os.chown(each, owner[0], owner[1])
 
 
 class Scratch:
@@ -96,3 +103,9 @@ def pieces(path: Path, name: str, offset: int = 0, most: int | None = None) -> I
             yield Frame({"file": name, "offset": offset, "size": size}, chunk)
             offset += len(chunk)
             left -= len(chunk)
+
+
+def signed(frames: Iterable[Frame], name: str) -> Iterator[Frame]:
+    """The frames, each saying of which program it is."""
+    for frame in frames:
+        yield Frame({**frame.head, "of": name}, frame.body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from p2p_dml.launchers.ssh.remote.children import Errand, Job, Supervisor
+from p2p_dml.launchers.ssh.remote.children import Errand, Job, Program, call
 from p2p_dml.launchers.ssh.remote.install import Done, Steps
 
 DEADLINE_S = 30.0
@@ -90,32 +91,76 @@ sys.exit("the last words")
 """
 
 
-def _heard(supervisor: Supervisor, count: int) -> list[dict[str, Any]]:
+def _heard(program: Program, count: int) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
     while len(lines) < count:
-        assert select.select([supervisor.descriptor], [], [], DEADLINE_S)[0]
-        lines += supervisor.read()
+        assert select.select([program.descriptor], [], [], DEADLINE_S)[0]
+        lines += program.read()
     return lines
 
 
 def test_a_supervisor_is_told_and_heard(tmp_path: Path) -> None:
     log = tmp_path / "logs" / "supervisor.log"
-    supervisor = Supervisor(_python(ECHO), tmp_path, {"DATA": "x"}, log)
+    supervisor = Program(_python(ECHO), tmp_path, {"DATA": "x"}, log)
     assert _heard(supervisor, 1) == [{"data": "x", "cwd": str(tmp_path)}]
     for number in range(3):
         supervisor.tell({"do": number})
     assert _heard(supervisor, 3) == [{"do": number} for number in range(3)]
-    supervisor.close()
+    supervisor.close(time.monotonic() + DEADLINE_S)
     assert log.read_text(encoding="utf-8") == "the last words\n"
 
 
 def test_the_end_of_a_supervisor_is_heard_with_its_last_words(tmp_path: Path) -> None:
     program = "import sys; print('{}', flush=True); sys.exit('out of luck')"
-    supervisor = Supervisor(_python(program), tmp_path, {}, tmp_path / "log")
+    supervisor = Program(_python(program), tmp_path, {}, tmp_path / "log")
     assert _heard(supervisor, 2) == [{}, {"exit_code": 1, "last_words": "out of luck"}]
     assert supervisor.is_over
     supervisor.tell({"do": "nothing"})
-    supervisor.close()
+    supervisor.close(time.monotonic() + DEADLINE_S)
+
+
+def test_a_call_answers_with_code_and_output() -> None:
+    job = Job(call(_python("print('out'); import sys; sys.exit('error')")))
+    _wait_until(job.poll)
+    assert job.answer == {"code": 1, "output": "out\nerror\n"}
+    job.close()
+
+
+STUBBORN = "import sys, time; print('{}', flush=True); time.sleep(99)"
+
+
+@pytest.mark.parametrize("way", ["undo", "close"])
+def test_what_a_program_leaves_is_undone_at_its_end_or_before(tmp_path: Path, way: str) -> None:
+    mark = tmp_path / "undone"
+    undo = ["sh", "-c", 'echo once >> "$0"', str(mark)]
+    program = Program(_python(STUBBORN), tmp_path, {}, tmp_path / "log", undo)
+    assert _heard(program, 1) == [{}]
+    assert not mark.exists()
+    if way == "undo":
+        program.undo()
+        _wait_until(lambda: mark.exists() and mark.read_text(encoding="ascii"))
+    program.close(time.monotonic())
+    assert mark.read_text(encoding="ascii") == "once\n"
+
+
+OWNER = """
+import sys, time
+from pathlib import Path
+from p2p_dml.launchers.ssh.remote.children import Program
+folder = Path(sys.argv[1])
+undo = ["sh", "-c", 'echo once >> "$0"', str(folder / "undone")]
+Program([sys.executable, "-c", sys.argv[2]], folder, {}, folder / "log", undo)
+print("started", flush=True)
+time.sleep(99)
+"""
+
+
+def test_it_is_undone_even_if_who_started_it_is_killed(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", OWNER, str(tmp_path), STUBBORN.replace("99", "0")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as owner:
+        assert owner.stdout is not None and owner.stdout.readline() == "started\n"
+        owner.kill()
+    _wait_until((tmp_path / "undone").exists)
 
 
 def test_an_errand_answers_when_it_is_done() -> None:

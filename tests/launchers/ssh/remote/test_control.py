@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2p_dml.launchers.ssh.remote.control import MAX_BODY, ControlError, Decoder, Frame, Outbox
+from p2p_dml.launchers.ssh.remote.control import (
+    MAX_BODY,
+    PIPE_BYTES,
+    ControlError,
+    Decoder,
+    Frame,
+    Outbox,
+    widen,
+)
 
 heads = st.dictionaries(st.sampled_from("abc"), st.integers() | st.text(max_size=5), max_size=3)
 frames = st.lists(st.builds(Frame, heads, st.binary(max_size=40)), max_size=5)
@@ -60,3 +68,13 @@ def test_an_outbox_waits_for_its_reader() -> None:
         received += chunk
     os.close(source)
     assert received == content
+
+
+def test_a_pipe_takes_more_once_it_is_widened() -> None:
+    source, sink = os.pipe()
+    os.set_blocking(sink, False)
+    widen(sink)
+    assert os.write(sink, bytes(2 * PIPE_BYTES)) == PIPE_BYTES
+    os.close(source)
+    os.close(sink)
+    widen(sink)  # is none any more

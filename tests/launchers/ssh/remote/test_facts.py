@@ -3,31 +3,47 @@
 from __future__ import annotations
 
 import gzip
+import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from p2p_dml.launchers.ssh.remote.facts import count_gpus, find, is_taken, look, obstacle
+from p2p_dml.launchers.ssh.remote.facts import (
+    count_gpus,
+    data_folder,
+    find,
+    is_taken,
+    look,
+    look_for_package,
+    obstacle,
+)
 
-REQUEST = {
-    "ports": [],
-    "package": "abc",
-    "needs": "xyz",
-    "inherit": False,
-    "files": [],
-    "data": None,
-}
+REQUEST: Mapping[str, Any] = {"ports": [], "files": [], "data": None}
+PACKAGE = {"package": "abc", "needs": "xyz", "inherit": False}
 
 
-def test_a_bare_host_is_looked_at_without_changing_much(tmp_path: Path) -> None:
+def test_a_bare_host_is_looked_at_without_changing_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("P2P_DML_DATA", raising=False)
     facts = look({**REQUEST, "folder": str(tmp_path / "new" / "er")})
     assert (tmp_path / "new" / "er").is_dir()
     assert facts["obstacle"] is None
     assert facts["disk_mb"] > 0
-    assert not facts["has_env"]
-    assert not facts["has_package"]
-    assert facts["data"] is None
+    assert facts["user"] == [os.getuid(), os.getgid()]
+    assert facts["data"] is facts["data_folder"] is None
+    assert look({**REQUEST, "folder": str(tmp_path), "data": str(tmp_path)})["data_folder"] == str(
+        tmp_path.resolve()
+    )
+
+
+def test_on_a_bare_host_there_is_no_package(tmp_path: Path) -> None:
+    found = look_for_package({**PACKAGE, "folder": str(tmp_path)})
+    assert not found["has_env"] and not found["has_package"]
+    assert found["can_install"] in (True, False)
 
 
 def test_a_port_is_taken_while_somebody_listens() -> None:
@@ -45,23 +61,23 @@ def test_data_are_the_same_plain_or_packed(tmp_path: Path) -> None:
     (tmp_path / "a" / "x").write_bytes(b"content")
     (tmp_path / "b" / "x.gz").write_bytes(gzip.compress(b"content"))
     (tmp_path / "c" / "x").write_bytes(b"another")
-    a, b, c = (find(["x"], str(tmp_path / name))["digest"] for name in "abc")
+    a, b, c = (find(["x"], tmp_path / name)["digest"] for name in "abc")
     assert a == b != c
 
 
 def test_missing_data_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").touch()
-    found = find(["x", "y"], str(tmp_path))
+    found = find(["x", "y"], tmp_path)
     assert (found["missing"], found["digest"]) == (["y"], None)
-    monkeypatch.delenv("P2P_DML_DATA", raising=False)
     assert find(["x"], None) == {"place": None, "missing": ["x"], "digest": None}
     monkeypatch.setenv("P2P_DML_DATA", str(tmp_path))
-    assert find(["x"], None)["missing"] == []
+    assert find(["x"], data_folder(None))["missing"] == []
+    assert data_folder("~/there") == Path.home() / "there"
 
 
 def test_a_damaged_archive_is_other_data(tmp_path: Path) -> None:
     (tmp_path / "x.gz").write_bytes(b"no gzip at all")
-    assert find(["x"], str(tmp_path))["digest"] is not None
+    assert find(["x"], tmp_path)["digest"] is not None
 
 
 def test_a_folder_in_the_way_is_an_obstacle(tmp_path: Path) -> None:
