@@ -33,7 +33,7 @@ def main(
     if frames == "whole":
         wire.MAX_FRAME_BYTES = 1 << 30
     pair = keys.read(Path(folder), me, 2) if folder != IN_THE_CLEAR else None
-    limits = Limits(startup_s=PATIENT_S, heartbeat_s=30.0)
+    limits = Limits(startup_s=PATIENT_S, heartbeat_s=30.0, shared_memory=False)
     transport = ZeroMQTransport(
         me, f"tcp://{host}:*", bytes(16), 1, limits, lambda event: None, None, pair
     )

@@ -101,6 +101,11 @@ class TransportConfig(_Section):
     linger_s: float = Field(5.0, ge=0, description="wait at the end until others have read all")
     queue_messages: int = Field(4, ge=1, description="messages queued per neighbour and direction")
     max_message_bytes: int = Field(1 << 30, ge=1 << 10, description="larger ones are refused")
+    shared_memory: bool = Field(
+        True,
+        description="zeromq: peers of one machine read each other's models in shared memory "
+        "wherever they can; false: messages go through sockets",
+    )
 
 
 class StragglersConfig(_Section):

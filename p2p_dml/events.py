@@ -124,6 +124,17 @@ class NeighbourChanged:
 
 
 @dataclass(frozen=True, slots=True)
+class NotShared:
+    """A neighbour on this machine is reached through sockets alone; `why` its memory is of no use.
+
+    Of the two, that one tells which cannot read the other's.
+    """
+
+    neighbour: PeerId
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
 class Rejected:
     """Something was refused and its sender treated as missing; `sender` None if it is unknown.
 
@@ -202,6 +213,7 @@ Event = (
     | RoundDone
     | Evaluated
     | NeighbourChanged
+    | NotShared
     | Rejected
     | Isolated
     | Skipped

@@ -28,6 +28,9 @@ FLOOD_S = 10.0
 CONNECTED: frozenset[State] = frozenset({"alive", "slow", "stuck"})
 """States of a neighbour that can be sent to."""
 
+GONE: frozenset[State] = frozenset({"dead", "left"})
+"""States of a neighbour that may come back, at a time of its own choice."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:

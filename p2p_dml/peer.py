@@ -266,8 +266,18 @@ class PeerLoop:
             assert delivery is not None
             inbox = self._inbox(hood, sent, delivery)
             self._walk.advance()
+            before = reading.versions(inbox.messages)
             sent, state = self._advance(steps, inbox)
+            self._check_untouched(inbox, before)
         return state
+
+    def _check_untouched(self, inbox: Inbox, before: reading.Versions) -> None:
+        """Whoever reads the same memory, its sender too, would read what was written into it."""
+        if wrong := reading.changed(inbox.messages, before):
+            raise ConfigError(
+                f"peer {self.me}, round {self.round}: the strategy has changed {wrong} in place, "
+                "which others may be reading; what it received is to be cloned before it is changed"
+            )
 
     def _pause(self) -> None:
         """Let the time pass that a slower peer's local work would take."""

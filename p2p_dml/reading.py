@@ -12,6 +12,7 @@ from p2p_dml.tensors import mismatch, not_finite
 from p2p_dml.types import Coded, Mail, Message, Payload, PeerId, Sent
 
 Read = Callable[[PeerId, Payload], Payload]
+Versions = Mapping[tuple[PeerId, str], int]
 Refuse = Callable[[PeerId, str], None]
 """(sender, why): told of what is not used."""
 
@@ -57,9 +58,23 @@ def late(mail: Mail, refuse: Refuse) -> list[Message]:
     return good
 
 
+def versions(payloads: Mapping[PeerId, Payload]) -> Versions:
+    """How often each tensor was changed so far, for `changed`."""
+    return {(j, name): x._version for j, p in payloads.items() for name, x in p.tensors.items()}
+
+
+def changed(payloads: Mapping[PeerId, Payload], before: Versions) -> str | None:
+    """Which tensor was changed in place since, in words; None if all are as they came."""
+    after = versions(payloads)
+    return next(
+        (f"tensor {name!r} of peer {j}" for (j, name), x in after.items() if x != before[j, name]),
+        None,
+    )
+
+
 def _finite(payload: Payload) -> Payload:
     """The same; WireError if it holds a NaN or an infinity, which would spread over all peers."""
-    if wrong := not_finite(payload.tensors):
+    if not payload.is_finite and (wrong := not_finite(payload.tensors)):
         raise WireError(f"tensor {wrong!r} holds a NaN or an infinity")
     for name, x in payload.scalars.items():
         if not math.isfinite(x):

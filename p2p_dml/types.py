@@ -32,10 +32,14 @@ class Need(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """What one peer sends another in one exchange: named tensors and named scalars."""
+    """What one peer sends another in one exchange: named tensors and named scalars.
+
+    `is_finite`: its sender, in this machine, has found no NaN and no infinity in the tensors.
+    """
 
     tensors: Mapping[str, Tensor]
     scalars: Mapping[str, float] = field(default_factory=dict)
+    is_finite: bool = False
 
 
 Outbox = Mapping[PeerId, Payload]

@@ -15,12 +15,13 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 
 import msgpack
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from p2p_dml.errors import WireError
@@ -57,6 +58,7 @@ class Kind(IntEnum):
     ASK = 7  # "let me have your model": of a peer that comes into a run that is under way
     STATE = 8  # the answer, a checkpoint of the sender's model
     MEMBERS = 9  # who takes part from which round on, where peers come and go
+    LENT = 10  # a payload of one exchange; its block says where in the sender's memory it lies
 
 
 DTYPES: Mapping[str, torch.dtype] = {
@@ -103,6 +105,10 @@ class Header:
         """Exact size of the block that belongs to this header."""
         return self.slots[-1].end if self.slots else 0
 
+    def as_kind(self, kind: Kind) -> Header:
+        """The same for a message of another kind."""
+        return replace(self, kind=kind)
+
 
 def slots_of(tensors: Mapping[str, Tensor]) -> tuple[Slot, ...]:
     """Lay tensors out in a block. Raises TypeError for a tensor that no peer would accept."""
@@ -130,6 +136,13 @@ def write_block(tensors: Mapping[str, Tensor], slots: Sequence[Slot], out: Tenso
             place.copy_(torch.from_numpy(bits))
         elif slot.end > slot.begin:
             place.view(x.dtype).view(x.shape).copy_(x)
+
+
+def encode_block(tensors: Mapping[str, Tensor], slots: Sequence[Slot]) -> bytes:
+    """The block of a small message."""
+    block = torch.zeros(slots[-1].end if slots else 0, dtype=torch.uint8)
+    write_block(tensors, slots, block)
+    return block.numpy().tobytes()
 
 
 def encode_header(header: Header) -> bytes:
@@ -190,14 +203,18 @@ def decode_header(data: Buffer, max_block_bytes: int) -> Header:
 def decode(data: Buffer, block: Buffer, max_block_bytes: int) -> tuple[Header, Payload]:
     """Parse a whole message; the payload's tensors are views of `block`, not copies."""
     header = decode_header(data, max_block_bytes)
-    raw = (
-        np.frombuffer(block, dtype=np.uint8) if memoryview(block).nbytes else np.empty(0, np.uint8)
-    )
+    is_empty = memoryview(block).nbytes == 0
+    raw = np.empty(0, np.uint8) if is_empty else np.frombuffer(block, dtype=np.uint8)
+    return header, payload_of(header, raw)
+
+
+def payload_of(header: Header, raw: NDArray[np.uint8]) -> Payload:
+    """The payload of a message; its tensors are views of the block. Raises WireError."""
     if raw.size != header.block_bytes:
         raise WireError(f"block is {raw.size} bytes, header says {header.block_bytes}")
     if raw.ctypes.data % 8 or not raw.flags.writeable:
         raw = raw.copy()  # small messages share a receive buffer and may lie at odd addresses
-    return header, Payload(read_block(header.slots, torch.from_numpy(raw)), header.scalars)
+    return Payload(read_block(header.slots, torch.from_numpy(raw)), header.scalars)
 
 
 def read_block(slots: Sequence[Slot], block: Tensor) -> Tensors:

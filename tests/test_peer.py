@@ -202,6 +202,21 @@ def test_a_coded_message_is_read_as_the_strategy_says_and_missing_if_it_cannot_b
     assert [e.missing for e in driven.events if isinstance(e, RoundDone)] == [[2]]
 
 
+class Careless(Signed):
+    """Adds up in the memory of what it received."""
+
+    def round(self, state: None, learner: Learner, links: Links) -> Generator[Sent, Inbox, None]:
+        inbox = yield links.now.broadcast(Payload(learner.params))
+        inbox.messages[2].tensors["x"].add_(1.0)
+
+
+def test_a_strategy_that_changes_what_it_received_is_told() -> None:
+    driven = Driven(Plan(rounds=1, seed=0), Careless())
+    mail = Mail({j: Payload({"x": torch.zeros(1)}) for j in (1, 2)})
+    with pytest.raises(ConfigError, match=r"peer 0, round 1: .* changed tensor 'x' of peer 2"):
+        driven.run(mail)
+
+
 # ---- going on from a checkpoint ---------------------------------------------------------------
 
 

@@ -47,6 +47,9 @@ CPU = torch.device("cpu")
 Introduce = Callable[[str], Mapping[PeerId, str]]
 """Own endpoint -> everybody's address."""
 
+_HEAD_START = 2
+"""So many rounds before its first one a peer that joins is given a model: time to load it."""
+
 _STOPPED_EARLY = "stopped by a signal before the first round"
 
 LARGE_MODEL_BYTES = 1 << 20
@@ -260,11 +263,25 @@ class _Life:
 
     def _after_round(self, loop: PeerLoop) -> None:
         self._terms.on_round()
-        if self._transport.is_asked:
-            model = model_of(self._me, loop.round, self._digest, self._learner)
-            self._transport.give_model(model)
+        if self._transport.asking:
+            self._help_in(loop.round)
         if self._terms.is_over(loop.round):
             loop.stop()
+
+    def _help_in(self, round_: int) -> None:
+        """Give the model to those who come in next; let others know how far all is.
+
+        Who had it too soon would begin its first round before all is known of who takes part in it.
+        """
+        asking, later = self._transport.asking, frozenset[PeerId]()
+        if self._elastic is not None and self._parts.pace.waits:
+            first = self._elastic.members.first_round
+            later = frozenset(j for j in asking if first(j, 0) > round_ + _HEAD_START)
+        if asking - later:
+            model = model_of(self._me, round_, self._digest, self._learner)
+            self._transport.give_model(model, asking - later)
+        if later:
+            self._transport.tell_members()
 
 
 def in_words(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import gc
 import os
 import resource
@@ -47,6 +48,7 @@ def _be_child(act: Callable[[], int], log: Path, own_group: bool) -> NoReturn:
         if own_group:
             os.setpgid(0, 0)
         _redirect(log)
+        faulthandler.enable()  # a strategy that writes into memory of others shows where it did
         code = int(act())
     except BaseException:
         traceback.print_exc()

@@ -29,6 +29,7 @@ def notices(run: Run, summary: Summary) -> list[str]:
         *_entries(run),
         *_returns(run),
         *_rejections(run),
+        *_unshared(run),
         *_isolations(run),
         *_skips(run),
         *_hangs(run),
@@ -156,6 +157,14 @@ def _skips(run: Run) -> list[str]:
         f"peer {line['peer']} was out of reach while others went on, and skipped rounds "
         f"{line['first']} to {line['last']}"
         for line in sorted(lines, key=lambda line: line["t"])
+    ]
+
+
+def _unshared(run: Run) -> list[str]:
+    """Which peers of one machine could not read each other's memory."""
+    return [
+        f"messages of {plural(len(lines), 'link')} within a machine go through sockets: {why}"
+        for (why,), lines in _grouped(run, "not_shared", "why")
     ]
 
 

@@ -22,6 +22,7 @@ from p2p_dml.types import PeerId
 
 HAPPENINGS = (
     "neighbour_changed",
+    "not_shared",
     "rejected",
     "isolated",
     "skipped",

@@ -14,18 +14,23 @@ from dataclasses import dataclass
 from typing import final
 
 import zmq
+from torch import Tensor
 from zmq.utils.monitor import parse_monitor_message
 
 from p2p_dml import wire
 from p2p_dml.errors import StartupError, WireError
-from p2p_dml.liveness import CONNECTED, Liveness
+from p2p_dml.liveness import CONNECTED, GONE, Liveness
 from p2p_dml.transports._addresses import AddressBook, is_wildcard, peer_on
 from p2p_dml.transports._admission import TWINS, Admission, unknown
-from p2p_dml.transports._incoming import Incoming
-from p2p_dml.transports._outgoing import FAILED_HANDSHAKE, Outgoing
+from p2p_dml.transports._incoming import Incoming, decode
+from p2p_dml.transports._outgoing import FAILED_HANDSHAKE, Letter, Outgoing
+from p2p_dml.transports._plane import Plane
 from p2p_dml.transports._sockets import Frames
 from p2p_dml.types import Mailbox, Membership, PeerId, Tag
 from p2p_dml.wire import Header, Kind
+
+_ANSWER_BYTES = 1 << 10
+"""More than the block of an answer to a hello has."""
 
 
 @final
@@ -66,6 +71,7 @@ class Handshakes:
         outgoing: Outgoing,
         liveness: Liveness,
         mailbox: Mailbox,
+        plane: Plane,
         complain: Callable[[PeerId, str], None],
         members: Membership | None,
     ) -> None:
@@ -75,11 +81,12 @@ class Handshakes:
         self.admission = Admission(signature.me, signature.digest)
         self.book = AddressBook({})
         self._own_address = ""  # as others reach it
-        self._signature = signature
+        self.signature = signature
         self._in = incoming
         self._out = outgoing
         self._liveness = liveness
         self._mailbox = mailbox
+        self._plane = plane
         self._complain = complain
         self._members = members
         self._answering: dict[PeerId, int] = {}  # incarnation at the peer's address
@@ -105,7 +112,7 @@ class Handshakes:
     def check_refusals(self) -> None:
         """StartupError, with the reason, if somebody has refused this peer."""
         for peer, why in self._refused_by.items():
-            raise StartupError(f"peer {self._signature.me}: peer {peer} at {self.book[peer]} {why}")
+            raise StartupError(f"peer {self.signature.me}: peer {peer} at {self.book[peer]} {why}")
 
     def who_is_missing(
         self, missing: Sequence[PeerId], waited_s: float, refused: Sequence[str]
@@ -118,7 +125,7 @@ class Handshakes:
         why += "right?"
         why += f" Peers {keyless} ended the handshake: are both keys of this run?" * bool(keyless)
         why += f" Refused meanwhile: {foreign}" * bool(foreign)
-        return StartupError(f"peer {self._signature.me}: {why}")
+        return StartupError(f"peer {self.signature.me}: {why}")
 
     def open(self) -> None:
         """From now on a refusal is told, not fatal, and who has no listener is dead."""
@@ -142,7 +149,16 @@ class Handshakes:
     def can_send_to(self, peer: PeerId) -> bool:
         """Whether `peer` takes messages: it has said so, or will read this peer's hello first."""
         state = self._liveness.state(peer)
-        return state in CONNECTED or (state == "dead" and peer in self._greeted)
+        return state in CONNECTED or (state in GONE and peer in self._greeted)
+
+    def take_leave(self, peer: PeerId) -> None:
+        """Take in a goodbye; on another connection the peer may come again."""
+        self._liveness.said_goodbye(peer)
+        self._greeted.discard(peer)
+
+    def is_to_come(self, peer: PeerId) -> bool:
+        """Whether `peer` has never been connected, and may still be."""
+        return self._liveness.state(peer) == "connecting"
 
     def on_monitor(self, frames: Frames) -> None:
         """Take in that a connection was made, broken, refused, or could not be made."""
@@ -151,8 +167,7 @@ class Handshakes:
         if peer is None:
             return
         if event["event"] == zmq.EVENT_DISCONNECTED:
-            self._liveness.disconnected(peer, time.monotonic())
-            self._greeted.discard(peer)
+            self._lose(peer)
         elif event["event"] == zmq.EVENT_CONNECT_RETRIED:
             self._follow(peer)
             if self._is_open:
@@ -168,25 +183,37 @@ class Handshakes:
         address = parse_monitor_message([frame.bytes for frame in frames])["endpoint"].decode()
         peer = self._out.peer_at(address)
         if peer is not None and self._liveness.is_connected(peer):
-            self._liveness.disconnected(peer, time.monotonic())
-            self._greeted.discard(peer)
+            self._lose(peer)
             self._out.move(peer, address)
+
+    def _lose(self, peer: PeerId) -> None:
+        self._liveness.disconnected(peer, time.monotonic())
+        self._greeted.discard(peer)
+        self._plane.lose(peer)
 
     def greet(self) -> None:
         """Say hello on new connections; again later if a queue is still full of old messages."""
-        said = {peer for peer in self._to_greet if self._out.send(peer, self._hello(peer))}
+        said = {peer for peer in self._to_greet if self._out.send(peer, *self._hello(peer))}
         self._to_greet -= said
         self._greeted |= said
 
-    def _hello(self, peer: PeerId) -> bytes:
+    def _hello(self, peer: PeerId) -> tuple[bytes, list[bytes]]:
         where = "" if is_wildcard(self._own_address) else self._own_address
         is_new = self._liveness.state(peer) == "connecting"
         done = Tag(0) if is_new and self._out.has_waiting(peer) else self.tag
         tag = wire.NEVER if self.is_outside else done
-        header = self._signature.header(Kind.HELLO, tag, note=where, scalars=self.record())
-        return wire.encode_header(header)
+        return self._introducing(Kind.HELLO, tag, where, self._plane.introduction())
 
-    def on_hello(self, contact: bytes, header: Header) -> None:
+    def _introducing(
+        self, kind: Kind, tag: Tag, note: str, introduction: Mapping[str, Tensor]
+    ) -> tuple[bytes, list[bytes]]:
+        """Header and block of a hello or its answer."""
+        slots = wire.slots_of(introduction)
+        header = self.signature.header(kind, tag, note=note, scalars=self.record(), slots=slots)
+        block = [wire.encode_block(introduction, slots)] if slots else []
+        return wire.encode_header(header), block
+
+    def on_hello(self, contact: bytes, header: Header, introduction: Mapping[str, Tensor]) -> None:
         """Let a peer in, or raise WireError."""
         peer = header.sender
         is_alive = self._liveness.is_connected(peer)
@@ -204,7 +231,9 @@ class Handshakes:
         self._mailbox.comes_after(peer, header.tag)
         if header.tag != wire.NEVER:
             self.hear(peer, header.tag)
-        self.answer(contact, Kind.WELCOME)
+        mutual = self._plane.know(peer, introduction)
+        data, block = self._introducing(Kind.WELCOME, self.tag, "", mutual)
+        self._in.answer(contact, data, *block)
 
     def _follow(self, peer: PeerId) -> None:
         """Connect to where a lost peer says that it is now, if that is elsewhere."""
@@ -218,9 +247,8 @@ class Handshakes:
     # ---- answers --------------------------------------------------------------------------
 
     def answer(self, contact: bytes, kind: Kind, note: str = "") -> None:
-        record = self.record() if kind is Kind.WELCOME else None
-        note = note[: wire.MAX_NAME]
-        self._in.answer(contact, self._signature.header(kind, self.tag, note=note, scalars=record))
+        header = self.signature.header(kind, self.tag, note=note[: wire.MAX_NAME])
+        self._in.answer(contact, wire.encode_header(header))
 
     def on_reply(self, frames: Frames) -> PeerId | None:
         """Take in the answer of a peer this one connected to; whose farewell it is, if it is."""
@@ -228,7 +256,8 @@ class Handshakes:
         if not self._out.is_current(peer, frames[0].bytes):
             return None  # of where the peer was before
         try:
-            header = wire.decode_header(frames[-1].buffer, 0)
+            header, block = decode(frames, _ANSWER_BYTES)
+            payload = wire.payload_of(header, block)
         except WireError as error:
             self._on_refusal(peer, f"is not a peer of this runtime: {error}")
             return None
@@ -240,15 +269,16 @@ class Handshakes:
             if peer not in self._greeted:
                 return None  # it answered on a connection that is lost meanwhile
             try:
-                self._on_welcome(peer, header)
+                self._on_welcome(peer, header, payload.tensors)
             except WireError as error:
                 self._on_refusal(peer, str(error))
         else:
             self._on_refusal(peer, f"answers as peer {header.sender}: the address book is wrong")
         return None
 
-    def _on_welcome(self, peer: PeerId, header: Header) -> None:
+    def _on_welcome(self, peer: PeerId, header: Header, introduction: Mapping[str, Tensor]) -> None:
         self.learn(header)
+        self._plane.reach(peer, introduction)
         self._liveness.welcomed(peer)
         self._answering[peer] = header.incarnation
         self.hear(peer, header.tag)
@@ -281,9 +311,8 @@ class Handshakes:
 
     def spread(self, but: Collection[PeerId]) -> None:
         """Tell all that are connected, but for some, who takes part."""
-        news = wire.encode_header(
-            self._signature.header(Kind.MEMBERS, self.tag, scalars=self.record())
-        )
+        header = self.signature.header(Kind.MEMBERS, self.tag, scalars=self.record())
+        news = Letter(wire.encode_header(header))
         for peer in self._out:
             if peer not in but and self._liveness.is_connected(peer):
                 self._out.deliver(peer, news)

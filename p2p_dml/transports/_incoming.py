@@ -13,6 +13,7 @@ from typing import final
 
 import numpy as np
 import zmq
+from numpy.typing import NDArray
 
 from p2p_dml import wire
 from p2p_dml.errors import WireError
@@ -21,7 +22,7 @@ from p2p_dml.transports import _curve
 from p2p_dml.transports._addresses import is_ipv6, to_listen_on
 from p2p_dml.transports._sockets import Frames, plain_address, receive
 from p2p_dml.transports._zap import Gate
-from p2p_dml.types import Payload, PeerId
+from p2p_dml.types import PeerId
 from p2p_dml.wire import Header
 
 AT_A_TIME = 64
@@ -84,9 +85,9 @@ class Incoming:
         """Whose key the connection has shown on which a message came; None without keys."""
         return self._gate.holder(frames[-1]) if self._gate else None
 
-    def answer(self, contact: bytes, header: Header) -> None:
+    def answer(self, contact: bytes, *frames: bytes) -> None:
         """Reply on a connection; dropped silently if it is gone, which is fine."""
-        self.socket.send_multipart([contact, wire.encode_header(header)], zmq.NOBLOCK)
+        self.socket.send_multipart([contact, *frames], zmq.NOBLOCK)
 
     def turned_away(self) -> Mapping[str, int]:
         """Who got no further than the gate since the last call, and why; how often each."""
@@ -98,8 +99,8 @@ class Incoming:
             self._gate.close()
 
 
-def decode(frames: Frames, max_block_bytes: int) -> tuple[Header, Payload]:
-    """Parse a message of `Incoming.read`. Raises WireError."""
+def decode(frames: Frames, max_block_bytes: int) -> tuple[Header, NDArray[np.uint8]]:
+    """Header and block of a message of `Incoming.read`. Raises WireError."""
     if len(frames) == 1:
         raise WireError("no header")
     parts = [np.frombuffer(frame.buffer, dtype=np.uint8) for frame in frames[2:] if len(frame)]
@@ -110,7 +111,7 @@ def decode(frames: Frames, max_block_bytes: int) -> tuple[Header, Payload]:
     if len(frames) - 2 > 1 + num_bytes // wire.MAX_FRAME_BYTES:
         raise WireError(f"{len(frames) - 1} frames for a block of {num_bytes} bytes")
     block = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    return wire.decode(frames[1].buffer, block.data, max_block_bytes)
+    return wire.decode_header(frames[1].buffer, max_block_bytes), block
 
 
 def origin(frames: Frames) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import final
 
 from p2p_dml import wire
 from p2p_dml.transports._handshakes import Handshakes, Signature
-from p2p_dml.transports._outgoing import Outgoing
+from p2p_dml.transports._outgoing import Letter, Outgoing
 from p2p_dml.transports._snapshots import Snapshots
 from p2p_dml.types import Payload, PeerId
 from p2p_dml.wire import Header, Kind
@@ -37,15 +38,15 @@ class Newcomers:
             self._hands.learn(header)
             self._given[sender] = payload
 
-    def give(self, payload: Payload) -> None:
-        """Send it to all who have asked since the last time."""
+    def give(self, payload: Payload, to: Collection[PeerId]) -> None:
+        """Send it to these, who have asked."""
         slots, record = wire.slots_of(payload.tensors), self._hands.record()
         header = self._signature.header(Kind.STATE, self._hands.tag, slots=slots, scalars=record)
-        data, block = wire.encode_header(header), self._snapshots.take(payload, slots)
-        for peer in self._asking:  # a connection that is lost would lose it too
+        model = Letter(wire.encode_header(header), self._snapshots.take(payload, slots).frames)
+        for peer in to:  # a connection that is lost would lose it too
             act = self._out.deliver if self._hands.can_send_to(peer) else self._out.keep
-            act(peer, data, block)
-        self._asking.clear()
+            act(peer, model)
+        self._asking.difference_update(to)
 
     @property
     def asking(self) -> frozenset[PeerId]:
@@ -56,7 +57,7 @@ class Newcomers:
         """Ask `peer` for its model."""
         self._given[peer] = None
         header = self._signature.header(Kind.ASK, self._hands.tag)
-        self._out.deliver(peer, wire.encode_header(header))
+        self._out.deliver(peer, Letter(wire.encode_header(header)))
 
     def has_given(self, peer: PeerId) -> bool:
         return self._given[peer] is not None

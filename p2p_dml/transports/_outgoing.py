@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import final
+from typing import Protocol, final
 
 import zmq
 
@@ -17,8 +17,37 @@ from p2p_dml.transports._addresses import is_ipv6, route_to
 from p2p_dml.transports._sockets import monitor
 from p2p_dml.types import PeerId
 
-Message = tuple[bytes, Sequence[zmq.Frame]]
+Block = Sequence[bytes | zmq.Frame]
+Message = tuple[bytes, Block]
 """Header and block."""
+
+
+class Parcel(Protocol):
+    """Something to send, which may have to wait."""
+
+    def to(self, peer: PeerId) -> Message:
+        """What `peer` is sent."""
+        ...
+
+    def went(self, peer: PeerId) -> None:
+        """Take note that libzmq has taken it."""
+        ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Letter:
+    """A parcel that is the same for everybody."""
+
+    header: bytes
+    block: Block = ()
+
+    def to(self, peer: PeerId) -> Message:
+        return self.header, self.block
+
+    def went(self, peer: PeerId) -> None:
+        """Nothing depends on it."""
+
 
 FAILED_HANDSHAKE = (
     zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL,
@@ -33,7 +62,7 @@ class _Line:
 
     route: bytes
     address: str
-    waiting: deque[Message]
+    waiting: deque[Parcel]
     moves: int = 0
 
 
@@ -120,7 +149,7 @@ class Outgoing:
                 "expected such as tcp://10.0.0.7:5803"
             ) from error
 
-    def send(self, peer: PeerId, header: bytes, block: Sequence[zmq.Frame] = ()) -> bool:
+    def send(self, peer: PeerId, header: bytes, block: Block = ()) -> bool:
         """Hand a message to libzmq; False if the queue is full or nobody is connected."""
         frames: list[bytes | zmq.Frame] = [self._lines[peer].route, header, *block]
         try:
@@ -131,14 +160,21 @@ class Outgoing:
             return False
         return True
 
-    def keep(self, peer: PeerId, header: bytes, block: Sequence[zmq.Frame]) -> None:
-        """Let a message wait; the oldest that waits gives way."""
-        self._lines[peer].waiting.append((header, block))
+    def post(self, peer: PeerId, parcel: Parcel) -> bool:
+        """The same of a parcel."""
+        if not self.send(peer, *parcel.to(peer)):
+            return False
+        parcel.went(peer)
+        return True
 
-    def deliver(self, peer: PeerId, header: bytes, block: Sequence[zmq.Frame] = ()) -> None:
+    def keep(self, peer: PeerId, parcel: Parcel) -> None:
+        """Let it wait; the oldest that waits gives way."""
+        self._lines[peer].waiting.append(parcel)
+
+    def deliver(self, peer: PeerId, parcel: Parcel) -> None:
         """Send as soon as there is room; nothing that waits is overtaken."""
-        if not (self.flush(peer) and self.send(peer, header, block)):
-            self.keep(peer, header, block)
+        if not (self.flush(peer) and self.post(peer, parcel)):
+            self.keep(peer, parcel)
 
     def has_waiting(self, peer: PeerId) -> bool:
         return bool(self._lines[peer].waiting)
@@ -146,6 +182,6 @@ class Outgoing:
     def flush(self, peer: PeerId) -> bool:
         """Send what waits, oldest first; whether nothing is left."""
         waiting = self._lines[peer].waiting
-        while waiting and self.send(peer, *waiting[0]):
+        while waiting and self.post(peer, waiting[0]):
             waiting.popleft()
         return not waiting

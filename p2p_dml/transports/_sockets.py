@@ -28,6 +28,7 @@ class Limits:
     `resend`: so many of the newest messages that a neighbour's full queue did not take are kept
     and sent when there is room; 0: they are dropped. `handshake_s`: a connection that is not ready
     by then is ended. `patience`: deadlines in a row that a neighbour may miss, see `Liveness`.
+    `shared_memory`: whether peers of one machine hand each other payloads in it.
     """
 
     startup_s: float = 60.0
@@ -39,6 +40,7 @@ class Limits:
     queue_messages: int = 4
     resend: int = 0
     max_message_bytes: int = 1 << 30
+    shared_memory: bool = True
 
 
 def router(

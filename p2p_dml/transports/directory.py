@@ -81,7 +81,7 @@ class Directory:
                 self._told(f"refused: {error}")
                 note = str(error)[: wire.MAX_NAME]
                 refusal = Header(Kind.REFUSED, bytes(wire.DIGEST_BYTES), 0, 0, Tag(0), note)
-                self._in.answer(contact, refusal)
+                self._in.answer(contact, wire.encode_header(refusal))
         for who, times in self._in.turned_away().items():
             self._told(f"{who}, {times} times")
 
@@ -122,11 +122,10 @@ class Directory:
         tensors = {_ADDRESSES: torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
         slots = wire.slots_of(tensors)
         assert self._digest is not None
-        block = torch.empty(slots[-1].end, dtype=torch.uint8)
-        wire.write_block(tensors, slots, block)
+        block = wire.encode_block(tensors, slots)
         for peer in peers:
             header = Header(Kind.BOOK, self._digest, 0, 0, Tag(0), self._notes[peer], slots=slots)
-            frames = [self._contacts[peer], wire.encode_header(header), block.numpy().tobytes()]
+            frames = [self._contacts[peer], wire.encode_header(header), block]
             self._in.socket.send_multipart(frames, zmq.NOBLOCK)
 
     def close(self) -> None:
@@ -194,7 +193,8 @@ class _Inquiry:
     def _read(self, frames: Frames) -> None:
         try:
             # A ROUTER, for which `decode` is, would have a contact in front.
-            header, payload = decode([frames[0], *frames], _LIMITS.max_message_bytes)
+            header, block = decode([frames[0], *frames], _LIMITS.max_message_bytes)
+            payload = wire.payload_of(header, block)
         except WireError as error:
             raise StartupError(
                 f"peer {self._me}: {self._directory} is not a directory: {error}"

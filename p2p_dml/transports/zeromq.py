@@ -11,23 +11,27 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import final
 
+import numpy as np
 import zmq
+from numpy.typing import NDArray
 
 from p2p_dml import wire
 from p2p_dml.errors import StartupError, WireError
-from p2p_dml.events import Event, NeighbourChanged
+from p2p_dml.events import Event, NeighbourChanged, NotShared
 from p2p_dml.keys import Keys
-from p2p_dml.liveness import Liveness
+from p2p_dml.liveness import GONE, Liveness
 from p2p_dml.mailbox import TaggedMailbox
 from p2p_dml.transports._handshakes import Handshakes, Signature
 from p2p_dml.transports._incoming import Incoming, decode, origin
 from p2p_dml.transports._newcomers import Newcomers
 from p2p_dml.transports._outgoing import Outgoing
+from p2p_dml.transports._plane import Plane
 from p2p_dml.transports._refusals import Refusals
+from p2p_dml.transports._sending import Sending
 from p2p_dml.transports._snapshots import Snapshots
 from p2p_dml.transports._sockets import Frames, Limits, receive, router
 from p2p_dml.types import (
@@ -39,7 +43,6 @@ from p2p_dml.types import (
     PeerId,
     Sent,
     Tag,
-    outbox_of,
 )
 from p2p_dml.wire import Header, Kind
 
@@ -83,6 +86,7 @@ class ZeroMQTransport:
         self.signature = Signature(me, digest, incarnation)
         self._limits = limits
         self.on_event = on_event
+        self._plane = Plane(me, self._explain, wanted=limits.shared_memory)
         self._context = zmq.Context(_IO_THREADS)
         self._in = Incoming(router(self._context, limits, pings=False), keys)
         depth = limits.resend or limits.queue_messages
@@ -94,7 +98,7 @@ class ZeroMQTransport:
         for each in (self._in.socket, self._out.socket, self._monitor, self._pulses):
             self._poller.register(each, zmq.POLLIN)
         self._liveness = Liveness(limits.drain_s, limits.patience)
-        self._snapshots = Snapshots()
+        snapshots = Snapshots()
         self._mailbox = mailbox or TaggedMailbox(limits.queue_messages)
         self._num_heard: Counter[PeerId] = Counter()  # in one go
         self._farewells: set[PeerId] = set()
@@ -105,10 +109,12 @@ class ZeroMQTransport:
             self._out,
             self._liveness,
             self._mailbox,
+            self._plane,
             self._complain,
             members,
         )
-        self._newcomers = Newcomers(self.signature, self._hands, self._out, self._snapshots)
+        self._sending = Sending(self._hands, self._out, self._plane, snapshots, limits, self.expect)
+        self._newcomers = Newcomers(self.signature, self._hands, self._out, snapshots)
 
     def _bind(self, address: str) -> str:
         """Listen on `address`; returns it with the port that was taken."""
@@ -190,28 +196,31 @@ class ZeroMQTransport:
         return sorted(here, key=lambda peer: (-rounds[peer], peer))
 
     def ask_for_model(self, peer: PeerId, timeout_s: float) -> Payload | None:
-        """What `give_model` of a neighbour sends at the end of its round, or None.
+        """What `give_model` of a neighbour sends at the end of a round, or None.
 
-        None if it is lost, or has given nothing by then. To ask is also to ask to take part.
+        None if it is lost, or for so long nothing is heard of it nor that rounds go on. To ask is
+        also to ask to take part.
         """
-        deadline = time.monotonic() + timeout_s
+        newest, since = 0, time.monotonic()
         self._newcomers.ask(peer)
         while not self._newcomers.has_given(peer) and self._liveness.is_connected(peer):
-            left_s = deadline - time.monotonic()
+            if self.newest_round > newest:
+                newest, since = self.newest_round, time.monotonic()
+            left_s = since + timeout_s - time.monotonic()
             if left_s <= 0:
                 break
             self._pump(min(_LATECOMERS_S, left_s))
         return self._newcomers.take(peer)
 
     @property
-    def is_asked(self) -> bool:
-        """Whether somebody wants this peer's model."""
-        return bool(self._newcomers.asking)
+    def asking(self) -> frozenset[PeerId]:
+        """Who wants this peer's model."""
+        return self._newcomers.asking
 
-    def give_model(self, payload: Payload) -> None:
-        """Send it to all who have asked since the last time."""
-        self.expect(self._newcomers.asking)
-        self._newcomers.give(payload)
+    def give_model(self, payload: Payload, to: Collection[PeerId]) -> None:
+        """Send it to these, who have asked."""
+        self.expect(to)
+        self._newcomers.give(payload, to)
 
     def tell_members(self) -> None:
         """Tell all that are connected who takes part, where that has changed here."""
@@ -222,33 +231,7 @@ class ZeroMQTransport:
     def post(self, tag: Tag, sent: Sent) -> int:
         """Send without blocking; a receiver that is gone or has a full queue is skipped."""
         self._hands.tag = tag
-        frames: dict[int, tuple[bytes, list[zmq.Frame], int]] = {}
-        bytes_out = 0
-        for peer, payload in outbox_of(sent).items():
-            if id(payload) not in frames:
-                slots = wire.slots_of(payload.tensors)
-                header = self.signature.header(
-                    Kind.ROUND, tag, scalars=payload.scalars, slots=slots
-                )
-                block = self._snapshots.take(payload, slots)
-                frames[id(payload)] = (wire.encode_header(header), block, header.block_bytes)
-            data, block, num_bytes = frames[id(payload)]
-            if self._post_to(peer, data, block):
-                bytes_out += num_bytes
-        return bytes_out
-
-    def _post_to(self, peer: PeerId, header: bytes, block: Sequence[zmq.Frame]) -> bool:
-        """Send, or keep until there is a connection or, if so wanted, room; False if dropped."""
-        if self._hands.can_send_to(peer):
-            if self._out.flush(peer) and self._out.send(peer, header, block):
-                return True
-            if not self._limits.resend:
-                return False
-        elif self._liveness.state(peer) != "connecting":
-            return False
-        self.expect([peer])
-        self._out.keep(peer, header, block)
-        return True
+        return self._sending.post(tag, sent)
 
     def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
         """Whom the mailbox awaits is waited for: not the dead, the slow up to the deadline."""
@@ -256,9 +239,9 @@ class ZeroMQTransport:
         self._mailbox.begin(tag)
         for peer in self._out:
             if self._out.has_waiting(peer) and self._liveness.is_connected(peer):
-                self._out.flush(peer)
+                self._sending.flush(peer)
         # Who could not be sent to goes on without, and is not awaited: nor would it be any further.
-        worth = [j for j in senders if self._liveness.state(j) != "dead"]
+        worth = [j for j in senders if self._liveness.state(j) not in GONE]
         self._pump(0.0)  # the dead may be back, and only reading finds out
         while True:
             now = time.monotonic()
@@ -335,17 +318,18 @@ class ZeroMQTransport:
         sender = admission.peer_on(contact)
         holder = self._in.holder(frames)
         try:
-            header, payload = decode(frames, self._limits.max_message_bytes)
+            header, block = decode(frames, self._limits.max_message_bytes)
             if holder is not None:
                 admission.check_holder(header, holder)
             if header.kind is Kind.HELLO:
                 self._in.count(contact)
-                self._hands.on_hello(contact, header)
+                introduction = wire.payload_of(header, block).tensors
+                self._hands.on_hello(contact, header, introduction)
             elif sender is None:
                 return  # queued for an earlier incarnation of this peer, before its hello
             else:
                 admission.check(sender, header)
-                self._on_known(contact, sender, header, payload)
+                self._on_known(contact, sender, header, block)
         except WireError as error:
             if self._in.count(contact) and sender is not None:
                 self._liveness.flooded(sender, time.monotonic())
@@ -353,18 +337,25 @@ class ZeroMQTransport:
             if sender is None:
                 self._hands.answer(contact, Kind.REFUSED, str(error))
 
-    def _on_known(self, contact: bytes, sender: PeerId, header: Header, payload: Payload) -> None:
+    def _on_known(
+        self, contact: bytes, sender: PeerId, header: Header, block: NDArray[np.uint8]
+    ) -> None:
+        is_lent = header.kind is Kind.LENT
+        if is_lent:
+            block = self._plane.borrow(sender, block, header.block_bytes)
+        payload = replace(wire.payload_of(header, block), is_finite=is_lent)
         if header.kind is Kind.GOODBYE:
-            self._liveness.said_goodbye(sender)
+            self._hands.take_leave(sender)
             self._mailbox.left(sender)
             self._hands.answer(contact, Kind.FAREWELL)
-        elif header.kind is Kind.ROUND:
+        elif header.kind in (Kind.ROUND, Kind.LENT):
             self._hands.admission.advance(sender, header.tag)
             self._on_payload(sender, header, payload)
         elif header.kind is Kind.ASK:
             self._newcomers.on_ask(sender)
         elif header.kind is Kind.MEMBERS:
             self._hands.learn(header)
+            self._hands.hear(sender, header.tag)
         elif header.kind is Kind.STATE:
             self._newcomers.on_state(sender, header, payload)
 
@@ -395,6 +386,10 @@ class ZeroMQTransport:
                 NeighbourChanged(change.neighbour, change.state, self._hands.tag.round, change.why)
             )
 
+    def _explain(self, peer: PeerId, why: str) -> None:
+        self.on_event(NotShared(peer, why))
+
     def _destroy(self) -> None:
+        self._plane.close()
         self._in.close()
         self._context.destroy(linger=0)

@@ -35,8 +35,10 @@ def connect_memory(num_peers: int) -> list[Transport]:
     return [MemoryTransport(me, hub) for me in range(num_peers)]
 
 
-def connect_zeromq(num_peers: int, bind: Callable[[PeerId], str]) -> list[Transport]:
-    limits = Limits(startup_s=PATIENT_S)
+def connect_zeromq(
+    num_peers: int, bind: Callable[[PeerId], str], *, shared: bool = True
+) -> list[Transport]:
+    limits = Limits(startup_s=PATIENT_S, shared_memory=shared)
     transports = [
         ZeroMQTransport(me, bind(me), b"r" * 16, me, limits, lambda event: None)
         for me in range(num_peers)
@@ -50,7 +52,7 @@ def connect_zeromq(num_peers: int, bind: Callable[[PeerId], str]) -> list[Transp
     return list(transports)
 
 
-@pytest.fixture(params=["memory", "tcp", "ipc"])
+@pytest.fixture(params=["memory", "tcp", "sockets alone", "ipc"])
 def connect(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Connect]:
@@ -60,8 +62,9 @@ def connect(
     def make(num_peers: int) -> Sequence[Transport]:
         if request.param == "memory":
             made.extend(connect_memory(num_peers))
-        elif request.param == "tcp":
-            made.extend(connect_zeromq(num_peers, lambda me: "tcp://127.0.0.1:*"))
+        elif request.param != "ipc":
+            shared = request.param == "tcp"
+            made.extend(connect_zeromq(num_peers, lambda me: "tcp://127.0.0.1:*", shared=shared))
         else:
             folder = tmp_path_factory.mktemp("ipc")  # socket paths must be short
             made.extend(connect_zeromq(num_peers, lambda me: f"ipc://{folder}/{me}"))

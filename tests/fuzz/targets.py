@@ -52,8 +52,9 @@ def frames_of(data: bytes) -> list[zmq.Frame]:
 def wire_frames(data: bytes) -> None:
     """Frames as they come off a socket."""
     with suppress(WireError):
-        header, payload = decode(frames_of(data), LIMIT)
+        header, block = decode(frames_of(data), LIMIT)
         assert header.block_bytes <= LIMIT
+        payload = wire.payload_of(header, block)
         for x in payload.tensors.values():
             x.sum()
 

@@ -30,6 +30,9 @@ BASE: Mapping[str, object] = {
     "train": {"lr": 0.1, "momentum": 0.9, "steps": 4},
     "checkpoint_every": 2,
 }
+LARGE = {"name": "mlp", "hidden": [600]}
+"""Of a size from which peers of one machine read each other's models in shared memory."""
+
 PLAIN: Mapping[str, Mapping[str, object]] = {
     "local": {"strategy": "local"},
     "dpsgd": {"strategy": "dpsgd"},
@@ -54,6 +57,13 @@ PLAIN: Mapping[str, Mapping[str, object]] = {
         "strategy": {"name": "hyperprism", "groups": "layers", "degree_at": "sender"}
     },
     "one p for all": {"strategy": {"name": "hyperprism", "hypernet": "paper", "shared": True}},
+    "dpsgd, large": {"strategy": "dpsgd", "model": LARGE},
+    "dpsgd, large, by sockets": {
+        "strategy": "dpsgd",
+        "model": LARGE,
+        "transport": {"shared_memory": False},
+    },
+    "learned p, large": {"strategy": "hyperprism", "model": LARGE, "dtype": "float64"},
     "dpsgd before": {"strategy": {"name": "dpsgd", "combine": "before"}},
     "tracking": {"strategy": {"name": "gradient_tracking", "exchanges": 2}},
     "push": {"strategy": "sgp", "links": "one_peer_exponential", "mixing": "push_uniform"},

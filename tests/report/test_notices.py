@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from p2p_dml.events import Finished, NeighbourChanged, Rejected, RoundDone, Started, Stuck
+from p2p_dml.events import (
+    Finished,
+    NeighbourChanged,
+    NotShared,
+    Rejected,
+    RoundDone,
+    Started,
+    Stuck,
+)
 from p2p_dml.report._notices import notices
 from p2p_dml.report.load import load
 from p2p_dml.report.summary import measure_curve, summarise
@@ -72,6 +80,16 @@ def test_what_was_refused_again_and_again_is_counted(
     first, rest = (Rejected(sender=1, round=2, why="bad", times=times) for times in (1, 1041))
     append(folder, 0, (50, first), (60, rest), (61, Finished(round=3, exit_code=0)))
     assert "1042 messages of peer 1 rejected, first by peer 0 in round 2: bad" in said(folder)
+
+
+def test_links_that_go_through_sockets_within_a_machine_are_told_once(
+    write_run: Callable[..., Path], append: Callable[..., None]
+) -> None:
+    folder = write_run()
+    for peer in (0, 1):
+        append(folder, peer, (50, NotShared(neighbour=1 - peer, why="Permission denied")))
+    expected = "messages of 2 links within a machine go through sockets: Permission denied"
+    assert expected in said(folder)
 
 
 def test_hangs_are_told_with_what_they_took(

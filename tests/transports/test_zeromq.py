@@ -94,7 +94,7 @@ def test_hello_gets_through_behind_messages_for_an_earlier_incarnation(
     a = peers.make(0, limits=replace(QUICK, queue_messages=8))
     first, endpoint = earlier.bound()
     opening = peers.threads.submit(a.open, {0: a.endpoint, 1: endpoint}, [1])
-    contact, _ = first.recv_multipart()
+    contact, *_ = first.recv_multipart()
     first.send_multipart([contact, raw.frame(Kind.WELCOME)])
     raw.dealer(a.endpoint).send(raw.frame(Kind.HELLO))
     opening.result()
@@ -192,7 +192,7 @@ def test_a_block_travels_in_frames_and_arrives_whole(peers: Peers, raw: Raw) -> 
     a = peers.make(0)
     other, endpoint = raw.bound()
     opening = peers.threads.submit(a.open, {0: a.endpoint, 1: endpoint}, [1])
-    contact, _ = other.recv_multipart()
+    contact, *_ = other.recv_multipart()
     other.send_multipart([contact, raw.frame(Kind.WELCOME)])
     line = raw.dealer(a.endpoint)
     line.send(raw.frame(Kind.HELLO))
@@ -218,13 +218,15 @@ def test_a_block_in_more_frames_than_it_needs_is_refused(
     assert why == f"{num_frames + 1} frames for a block of {num_frames << 16} bytes"
 
 
-def test_a_block_over_the_limit_is_refused_and_named(peers: Peers) -> None:
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_block_over_the_limit_is_refused_and_named(peers: Peers, shared: bool) -> None:
     a = peers.make(0, limits=replace(QUICK, max_message_bytes=1 << 20))
-    b = peers.make(1)
+    b = peers.make(1, limits=replace(QUICK, shared_memory=shared))
     peers.open(a, b)
     b.post(Tag(1), {0: number(1.0, 1 << 19)})
     peers.read_until(a, lambda: peers.rejected(a))
     ((sender, why),) = peers.rejected(a)
-    assert (sender, why.partition(" (")[0]) == (1, "block of 2097152 bytes, limit 1048576")
+    told = "block of 2097152 bytes" + " announced" * shared
+    assert (sender, why.partition(" (")[0]) == (1, f"{told}, limit 1048576")
     b.post(Tag(2), {0: number(2.0)})
     assert list(a.collect(Tag(2), [1], PATIENT_S).on_time) == [1]

@@ -82,7 +82,9 @@ def test_inside_it_is_awaited_from_its_round_on(peers: Peers) -> None:
     again = back(peers, a, b)
     again.come_inside(7)
     assert not again.is_outside
-    again.collect(Tag(7), [], 0.0)
+    while not a._liveness.is_connected(1):
+        again.collect(Tag(7), [], 0.01)
+        a.collect(NOW, [], 0.01)
     assert not a.collect(Tag(6), [1], PATIENT_S).on_time  # at once, as nothing of 6 is to come
     waiting = peers.threads.submit(a.collect, Tag(7), [1], PATIENT_S)
     again.post(Tag(7), {0: number(7)})
@@ -134,10 +136,10 @@ def test_a_neighbour_gives_its_model_when_it_is_ready(peers: Peers) -> None:
     again = back(peers, a, b)
     assert again.connected == [0]
     asking = peers.threads.submit(again.ask_for_model, 0, PATIENT_S)
-    while not a.is_asked:
+    while not a.asking:
         a.collect(NOW, [], 0.01)
-    a.give_model(MODEL)
-    assert not a.is_asked
+    a.give_model(MODEL, a.asking)
+    assert not a.asking
     given = asking.result()
     assert given is not None
     assert given.tensors["model"].tolist() == [0, 1, 2]
@@ -147,7 +149,7 @@ def test_nobody_gives_a_model_unasked(peers: Peers) -> None:
     a, b = peers.pair()
     again = back(peers, a, b)
     a._newcomers.on_ask(1)
-    a.give_model(MODEL)
+    a.give_model(MODEL, {1})
     peers.read(again)
     assert not again._newcomers._given
 
@@ -163,3 +165,18 @@ def test_who_is_lost_gives_nothing_and_is_not_waited_for(peers: Peers) -> None:
     again = back(peers, a, b)
     peers.kill(a)
     assert again.ask_for_model(0, PATIENT_S) is None
+
+
+def test_who_has_left_and_comes_again_is_sent_to_as_soon_as_it_is_greeted(peers: Peers) -> None:
+    """Peer 0's hello says that nothing of round 5 comes: that of round 6 must, then."""
+    a, b = peers.pair()
+    leaving = peers.close(b)
+    read_at(a, NOW, leaving)
+    again = peers.make(1)
+    opening = peers.threads.submit(again.open, {0: a.endpoint, 1: again.endpoint}, [0])
+    read_at(a, NOW, opening)
+    while 1 not in a._hands._greeted:  # peer 1 reads nothing meanwhile, and cannot answer
+        a.collect(NOW, [], 0.01)
+    a.post(Tag(6), {1: number(6)})
+    again.come_inside(6)
+    assert list(again.collect(Tag(6), [0], PATIENT_S).on_time) == [0]
