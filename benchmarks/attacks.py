@@ -44,11 +44,11 @@ def main(
         "duration_s": seconds * (2 * TURNS * len(ATTACKS) + 1),
         "links": "ring",
         "strategy": "dpsgd",
-        "model": {"name": "benchmarks.vector:vector", "size": parameters},
-        "train": "benchmarks.vector:nothing",
+        "model": {"name": "p2p_dml.learners.still:vector", "size": parameters},
+        "train": "p2p_dml.learners.still:rest",
         "evaluate_every": 0,
         "stragglers": {"round_s": LOCAL_WORK_S},
-        "transport": {"scheme": "tcp", "encryption": "curve"},
+        "transport": {"scheme": "tcp", "encryption": "curve", "shared_memory": False},
     }
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder, "run")

@@ -3,16 +3,21 @@
 python -m benchmarks.faults [--peers 8 --peers 32] [--repeats 5] [--only kill]
 
 Runs on processes of this machine, one fault in each run, medians and worst cases over all
-repeats and neighbours. Everybody else's work on the machine is in the figures. `half` needs MNIST.
+repeats and neighbours. Everybody else's work on the machine is in the figures. `half` needs MNIST,
+and `closing` the right to a real-time priority.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, final
@@ -28,14 +33,15 @@ from p2p_dml.report import load
 
 Line = dict[str, Any]
 
-VICTIM, ROUND, STOP_S = 3, 15, 4.0
+VICTIM, ROUND = 3, 15
 LOCAL_WORK_S = 0.1
 LARGE = 200_000  # numbers: more than the sockets of two processes hold between them
+SMALL: Mapping[str, object] = {"name": "p2p_dml.learners.still:vector", "size": 2_000}
 VECTOR: Mapping[str, object] = {
     "links": {"kind": "static", "of": {"kind": "k_regular", "degree": 2}},
     "strategy": "dpsgd",
-    "model": {"name": "benchmarks.vector:vector", "size": LARGE},
-    "train": "benchmarks.vector:nothing",
+    "model": {"name": "p2p_dml.learners.still:vector", "size": LARGE},
+    "train": "p2p_dml.learners.still:rest",
     "evaluate_every": 0,
     "stragglers": {"round_s": LOCAL_WORK_S},
 }
@@ -53,9 +59,10 @@ MNIST: Mapping[str, object] = {
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """A fault of one peer, and what the run file says besides."""
+    """A fault of one peer, for `for_s` if it has an end, and what the run file says besides."""
 
     kind: str
+    for_s: float = 4.0
     rounds: int = 100
     tables: Mapping[str, object] = field(default_factory=dict)
 
@@ -63,27 +70,25 @@ class Case:
 CASES: Mapping[str, Case] = {
     "kill": Case(kind="kill", rounds=30),
     "restart": Case(kind="kill", tables={"restarts": 1, "checkpoint_every": 5}),
-    "stop": Case(
-        kind="stop",
-        tables={
-            "transport": {"heartbeat_s": 1.0},
-            "model": {"name": "benchmarks.vector:vector", "size": 2_000},
-        },
-    ),
+    "stop": Case(kind="stop", tables={"transport": {"heartbeat_s": 1.0}, "model": SMALL}),
     "stop, large messages": Case(kind="stop", tables={"transport": {"heartbeat_s": 1.0}}),
+    "stop, default heartbeat": Case(kind="stop", for_s=12.0, rounds=150),
 }
 
 
 def main(
     peers: Annotated[list[int], typer.Option(min=6)] = [8, 32],  # noqa: B006
     repeats: Annotated[int, typer.Option(min=1)] = 5,
-    only: Annotated[str, typer.Option(help="one case; or half: 16 of 32, accuracy")] = "",
+    only: Annotated[str, typer.Option(help="one case; half: 16 of 32, accuracy; or closing")] = "",
 ) -> None:
     """Print a JSON line for each number of peers and each fault."""
     for name, case in CASES.items():
         for count in peers if only in ("", name) else ():
             found = [_figures(count, case, seed) for seed in range(repeats)]
             _tell({"fault": name, "peers": count, "runs": repeats} | _merged(found))
+    for count in peers if only in ("", "closing") else ():
+        closed = [_closed_ms(count, seed) for seed in range(repeats)]
+        _tell({"fault": "closing", "peers": count, "runs": repeats} | _merged([{"ms": closed}]))
     if only in ("", "half"):
         _tell({"fault": "half", "peers": 32, "runs": repeats} | _half(repeats))
 
@@ -118,7 +123,7 @@ def _ignore(path: Path, started: float) -> Callable[[], None]:
 
 def _figures(count: int, case: Case, seed: int) -> dict[str, list[float]]:
     """What one run with the fault shows, a list of figures by name."""
-    fault = {"peers": [VICTIM], "round": ROUND, "kind": case.kind, "for_s": STOP_S}
+    fault = {"peers": [VICTIM], "round": ROUND, "kind": case.kind, "for_s": case.for_s}
     shape = {"name": "faults", "peers": count, "rounds": case.rounds, "seed": seed}
     run = config.parse({**VECTOR, **case.tables, **shape, "faults": [fault]}, Path())
     with _done(run) as (_, logs):
@@ -155,7 +160,7 @@ def _round_over_s(lines: Sequence[Line], at: float) -> float:
 def _back_at(lines: Sequence[Line], at: float, case: Case) -> float | None:
     """When the victim is back: writes again, or is in the run again; None if it is not."""
     if case.kind == "stop":
-        return float(next(line["t"] for line in lines if line["t"] > at + STOP_S / 2))
+        return float(next(line["t"] for line in lines if line["t"] > at + case.for_s / 2))
     return next((line["t"] for line in _named(lines, "rejoined")), None)
 
 
@@ -173,6 +178,53 @@ def _merged(found: Sequence[Mapping[str, Sequence[float]]]) -> dict[str, object]
         name: {"median": round(statistics.median(xs), 1), "worst": round(max(xs), 1)}
         for name, xs in every.items()
     }
+
+
+# ---- when the connections of a killed peer close -----------------------------------------------
+
+
+def _closed_ms(count: int, seed: int) -> float:
+    """Milliseconds from SIGKILL until a connection to the peer ends: nobody can know sooner."""
+    shape = {"name": "closing", "peers": count, "rounds": 30, "seed": seed}
+    observer = _Observer()
+    with _done(config.parse({**VECTOR, **shape}, Path()), observer.run):
+        assert observer.closed_s is not None
+        return observer.closed_s * 1e3
+
+
+@final
+class _Observer:
+    """Kills the victim from outside, and is always given its turn to see what comes of it."""
+
+    def __init__(self) -> None:
+        self.closed_s: float | None = None
+
+    def run(
+        self, run: config.RunConfig, out: Path, watch: Callable[[Path, float], Callable[[], None]]
+    ) -> Outcome:
+        return local.run(run, out, lambda folder, started: lambda: self._look(folder))
+
+    def _look(self, folder: Path) -> None:
+        file = event_file(folder, VICTIM)
+        lines = list(read_events(file)) if file.exists() else []
+        if self.closed_s is None and len(_named(lines, "round_done")) >= ROUND:
+            self.closed_s = _kill(lines[0]["pid"], lines[0]["endpoint"].removeprefix("ipc://"))
+
+
+def _kill(pid: int, address: str) -> float:
+    """Kill a process that listens on a Unix socket; seconds until a connection there ends."""
+    with socket.socket(socket.AF_UNIX) as line:
+        line.settimeout(30.0)
+        line.connect(address)
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+        begin = time.perf_counter()
+        os.kill(pid, signal.SIGKILL)
+        with suppress(ConnectionError):
+            while line.recv(4096):  # what it said before
+                pass
+        seconds = time.perf_counter() - begin
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+        return seconds
 
 
 # ---- 16 of 32 at one instant -------------------------------------------------------------------

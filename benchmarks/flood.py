@@ -46,11 +46,11 @@ def main(
         "duration_s": seconds * len(KINDS) * turns,
         "links": "complete",
         "strategy": "dpsgd",
-        "model": {"name": "benchmarks.vector:vector", "size": parameters},
-        "train": "benchmarks.vector:nothing",
+        "model": {"name": "p2p_dml.learners.still:vector", "size": parameters},
+        "train": "p2p_dml.learners.still:rest",
         "evaluate_every": 0,
         "stragglers": {"round_s": LOCAL_WORK_S},
-        "transport": {"base_port": base_port, "straggler_s": 2.0},
+        "transport": {"base_port": base_port, "straggler_s": 2.0, "shared_memory": False},
     }
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "run")

@@ -33,6 +33,8 @@ BASE: Mapping[str, object] = {
 }
 
 Fault = Mapping[str, object]
+Watch = Callable[[Path, float], Callable[[], None]]
+"""Folder and start of a run -> what its launcher calls meanwhile."""
 
 
 @final
@@ -48,10 +50,13 @@ class Aftermath:
         """Who finished, ascending."""
         return sorted(peer for peer, code in self.outcome.exit_codes.items() if code == 0)
 
+    def log(self, peer: int) -> list[dict[str, Any]]:
+        """All that a peer wrote."""
+        return list(read_events(event_file(self.outcome.folder, peer)))
+
     def events(self, peer: int, name: str) -> list[dict[str, Any]]:
         """What a peer's log has under this name."""
-        lines = read_events(event_file(self.outcome.folder, peer))
-        return [line for line in lines if line["event"] == name]
+        return [line for line in self.log(peer) if line["event"] == name]
 
     def missing(self, peer: int) -> list[list[int]]:
         """Whom a peer did not hear, round by round."""
@@ -107,8 +112,12 @@ class Chaos:
 
     def run(self, *faults: Fault, **tables: object) -> Aftermath:
         """Run `BASE`, as changed by `tables`, on processes."""
+        return self.watched(_ignore, *faults, **tables)
+
+    def watched(self, watch: Watch, *faults: Fault, **tables: object) -> Aftermath:
+        """The same, with something to do meanwhile."""
         given = self._config(faults, tables)
-        outcome = local.run(given, self._folder / "processes", _ignore)
+        outcome = local.run(given, self._folder / "processes", watch)
         return Aftermath(run=given, outcome=outcome)
 
     def simulate(self, *faults: Fault, **tables: object) -> Aftermath:

@@ -76,7 +76,7 @@ def leaks(findings: Findings, watch: Watch, ledger: Ledger, files: Sequence[int]
             f"to {last.own_mb:.1f} MB; descriptors {first.descriptors:g} to {last.descriptors:g}; "
             f"threads {first.threads:g} to {last.threads:g}"
         )
-        for name, (before, after) in usage.leaks(first, last).items():
+        for name, (before, after) in usage.leaks(first, last, len(watch.views)).items():
             findings.broken(invariant, f"peer {peer}: {name} {before:g} to {after:g}")
     if files:
         words.append(f"shared and temporary files {files[0]} to {files[-1]}")

@@ -19,6 +19,9 @@ from p2p_dml.launchers.soak.usage import Ledger, Life, num_files, scratch_of, us
 from p2p_dml.launchers.soak.verdict import Findings, Verdict, by_kind
 from p2p_dml.launchers.soak.watch import Watch
 
+_ROUND_S, _ROUND_S_PER_PEER = 0.2, 0.025
+"""Above eight peers rounds are longer: all of them together do no more in a second than eight."""
+
 BOUND_S = 30.0
 """For so long a peer that no fault befell may do no round, and one that is back may take."""
 
@@ -31,7 +34,7 @@ DEFAULT: Mapping[str, Any] = {
     "links": {"kind": "k_regular", "degree": 2},
     "strategy": "dpsgd",
     "train": {"lr": 0.05, "steps": 2},
-    "stragglers": {"round_s": 0.2},
+    "stragglers": {"round_s": _ROUND_S},
     "evaluate_every": 25,
     "checkpoint_every": 25,
     "max_isolated_rounds": 1_000_000,
@@ -68,7 +71,8 @@ def config_of(file: Path | None, peers: int | None) -> RunConfig:
     number = {"peers": peers} if peers else {}
     if file is None:
         transport = {**DEFAULT["transport"], **_TRANSPORT}
-        tables = {**DEFAULT, **FOREVER, **number, "transport": transport}
+        pace = {"stragglers": {"round_s": max(_ROUND_S, _ROUND_S_PER_PEER * (peers or 0))}}
+        tables = {**DEFAULT, **FOREVER, **number, **pace, "transport": transport}
         return run_files.parse(tables, Path())
     changes = {**FOREVER, **number, **{f"transport.{key}": x for key, x in _TRANSPORT.items()}}
     return run_files.load(file, [f"{key}={value}" for key, value in changes.items()])

@@ -64,6 +64,11 @@ def test_a_run_of_the_users_has_no_end_and_comes_encrypted_over_tcp(tmp_path: Pa
     assert (default.name, default.peers) == ("soak", 8)
 
 
+@pytest.mark.parametrize(("peers", "round_s"), [(None, 0.2), (4, 0.2), (8, 0.2), (32, 0.8)])
+def test_more_peers_have_longer_rounds(peers: int | None, round_s: float) -> None:
+    assert config_of(None, peers).stragglers.round_s == pytest.approx(round_s)
+
+
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml"):
         config_of(tmp_path / "none.toml", None)

@@ -80,7 +80,14 @@ def test_a_level_is_the_median() -> None:
 def test_what_has_grown_by_more_than_a_twentieth(
     more: Mapping[str, float], found: set[str]
 ) -> None:
-    assert set(leaks(LITTLE, replace(LITTLE, **more))) == found
+    assert set(leaks(LITTLE, replace(LITTLE, **more), peers=3)) == found
+
+
+@pytest.mark.parametrize(("descriptors", "found"), [(154.0, set()), (163.0, {"descriptors"})])
+def test_to_be_connected_to_everybody_is_no_leak(descriptors: float, found: set[str]) -> None:
+    """Of 31 others four each, and 30 of its own; a twentieth more is within the tolerance."""
+    later = replace(LITTLE, descriptors=descriptors)
+    assert set(leaks(LITTLE, later, peers=32)) == found
 
 
 def test_a_ledger_has_the_first_level_and_the_last() -> None:
