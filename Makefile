@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FUZZ_RUNS := 20000
+FUZZ_JOBS := 2
 PARALLEL := --numprocesses 2 --dist worksteal
 
 .PHONY: install demo test test-slow test-cluster test-gpu fuzz lint unit bench clean
@@ -41,10 +42,13 @@ test-gpu: install
 
 fuzz: install
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[fuzz]'
-	$(BIN)/python -m tests.fuzz.run --runs $(FUZZ_RUNS)
+	$(BIN)/python -m tests.fuzz.run --runs $(FUZZ_RUNS) --jobs $(FUZZ_JOBS)
 
 bench: install
-	$(BIN)/python -m benchmarks.exchange
+	$(BIN)/python -m benchmarks.limits
+	$(BIN)/python -m benchmarks.rounds
+	$(BIN)/python -m benchmarks.startup --peers 16 --peers 100
+	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.simulation
 	$(BIN)/python -m benchmarks.power_mean
 	$(BIN)/python -m benchmarks.masks

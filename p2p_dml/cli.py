@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from p2p_dml import __version__
-from p2p_dml.commands import directory, join, keys, launch, soak, up
+from p2p_dml.commands import bench, directory, join, keys, launch, soak, up
 from p2p_dml.console import Watch, complain, conclude, finish, sayer
 from p2p_dml.errors import ExitCode, P2PError
 from p2p_dml.options import Out, Override, Quiet, Resume, RunFile, RunFileOrNone, settings_of
@@ -36,6 +36,7 @@ rank_app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(topology_app, name="topology")
 app.add_typer(data_app, name="data")
 app.add_typer(keys.app, name="keys")
+app.add_typer(bench.app, name="bench")
 app.add_typer(launch.app)
 app.add_typer(up.app)
 app.add_typer(directory.app)

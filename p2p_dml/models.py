@@ -187,12 +187,12 @@ def build_model(
     """Build the model that `table` names, with the same initial weights for the same `seed`.
 
     A "package.module:factory" is called with the table's other keys only. `init`, for every model,
-    is what `redraw` does. torch's global generator is left as it was. `shape` is that of one
-    sample, `is_tokens` says that samples are int64 tokens and an output is [B, L, classes], not
-    [B, classes]. Raises ConfigError if the model cannot be built or does not fit the data.
+    is what `redraw` does. torch's generator is left as it was. `is_tokens`: samples (of `shape`)
+    are int64 tokens, an output is [B, L, classes], not [B, classes]. ConfigError: it does not fit.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        is_own = plugins.is_object_path(str(table.get("name")))  # and may draw on any device
+        (torch.manual_seed if is_own else torch.default_generator.manual_seed)(seed)
         own = {key: value for key, value in table.items() if key != "init"}
         module = _build(own, shape, classes, where).to(dtype)
         sample = torch.zeros((1, *shape), dtype=torch.int64 if is_tokens else dtype)

@@ -17,7 +17,7 @@ from p2p_dml.launchers import folder, joining
 from p2p_dml.launchers.crew import Aborted, Crew, assignment_of, hired, last_words
 from p2p_dml.launchers.keyring import lend
 from p2p_dml.launchers.last_round import LastRound
-from p2p_dml.launchers.process import on_stop_signals
+from p2p_dml.launchers.process import allow_many_files, on_stop_signals
 from p2p_dml.launchers.rendezvous import Desk
 from p2p_dml.launchers.resuming import Past, take_up
 from p2p_dml.launchers.scratch import lay_out, temporary_folder
@@ -81,6 +81,7 @@ def run(
     cannot be, StartupError if peers do not come up.
     """
     started = time.time()
+    allow_many_files()  # every peer is a visitor of the desk until all have met
     check_transport(config)
     path = past.path if past else folder.choose(out, config)
     with ExitStack() as stack:

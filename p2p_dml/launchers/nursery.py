@@ -1,10 +1,10 @@
 """The nursery: one process that has imported everything, computed nothing, and forks the peers.
 
 `python -m p2p_dml.launchers.nursery` reads one JSON line from standard input (what to run and
-which peers), forks a child per peer, and writes a JSON line for each that ends; further lines say
-which to fork again. Importing torch costs a second and 150 MB per process; forked children share
-it. Nothing may compute with torch before the fork: a forked child of a process with busy thread
-pools hangs.
+which peers), reads run file and data, forks a child per peer, and writes a JSON line for each that
+ends; further lines say which to fork again. Importing torch costs a second and 150 MB per process;
+forked children share it, and all else that is the same for all of them. Nothing may compute with
+torch before the fork: a forked child of a process with busy thread pools hangs.
 
 When standard input closes (the launcher is gone) all children are killed and the shared folder is
 removed; when the nursery is gone, the kernel kills them. No peer outlives its launcher.
@@ -25,10 +25,12 @@ from typing import Any, final
 
 import numpy.ma
 import numpy.random  # noqa: F401
-import torch._dynamo  # noqa: F401  (the first optimiser imports it: 1 s and 75 MB)
+import torch
+import torch._dynamo  # the first optimiser imports it: 1 s and 75 MB
 
+from p2p_dml.assemble import Blueprint
 from p2p_dml.launchers.process import fork
-from p2p_dml.launchers.single import Assignment, run_assignment
+from p2p_dml.launchers.single import Assignment, prepare, run_assignment
 from p2p_dml.types import PeerId
 
 
@@ -39,12 +41,15 @@ def main() -> None:
     first = orders.next(None)
     if first is None:
         return
+    with torch.autograd.profiler.record_function("nothing"):
+        pass  # as every step of an optimiser does; the first one imports what takes 2 MB
+    parts = prepare(Assignment(**first["assignment"], me=-1), first["peers"])
     gc.collect()
     gc.freeze()  # later collections leave shared pages alone
     children: dict[int, PeerId] = {}
 
     def start(peer: PeerId, *, again: bool = False) -> None:
-        pid = _fork(Assignment(**first["assignment"], me=peer, again=again))
+        pid = _fork(Assignment(**first["assignment"], me=peer, again=again), parts)
         children[pid] = peer
         _tell({"peer": peer, "pid": pid})
 
@@ -84,16 +89,17 @@ class _Orders:
         return self._due.popleft() if self._due else None
 
 
-def _fork(assignment: Assignment) -> int:
+def _fork(assignment: Assignment, parts: Blueprint | None) -> int:
     log = Path(assignment.run) / "logs" / f"peer-{assignment.me:03d}.log"
-    return fork(lambda: run_assignment(assignment), log, own_group=True)
+    return fork(lambda: run_assignment(assignment, parts), log, own_group=True)
 
 
 def _report_ended(children: dict[int, PeerId]) -> None:
-    for pid in list(children):
-        ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            _tell({"peer": children.pop(pid), "code": os.waitstatus_to_exitcode(status)})
+    while children:
+        ended, status = os.waitpid(-1, os.WNOHANG)
+        if not ended:
+            return
+        _tell({"peer": children.pop(ended), "code": os.waitstatus_to_exitcode(status)})
 
 
 def _tell(line: dict[str, int]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +44,19 @@ def lay_out(dataset: Dataset | None, shards: Shards, path: Path) -> None:
 
 def laid_out(config: RunConfig, path: Path, me: PeerId) -> Blueprint:
     """What `lay_out` left, with the shard of peer `me` alone."""
+    return with_shards(shared_by_all(config, path), path, [me])
+
+
+def shared_by_all(config: RunConfig, path: Path) -> Blueprint:
+    """What `lay_out` left, without a shard."""
     dataset = data.open_shared(path / "data") if (path / "data").exists() else None
-    shard = {me: np.load(path / f"shard-{me}.npy")} if dataset is not None else {}
-    return blueprint(config, dataset, shard)
+    return blueprint(config, dataset)
+
+
+def with_shards(parts: Blueprint, path: Path, peers: Iterable[PeerId]) -> Blueprint:
+    """The same with the shards of `peers` alone, those it has not read from `path`."""
+    if parts.dataset is None:
+        return parts
+    had = parts.shards
+    shards = {j: had[j] if j in had else np.load(path / f"shard-{j}.npy") for j in peers}
+    return replace(parts, shards=shards)

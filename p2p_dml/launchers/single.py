@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +22,10 @@ from p2p_dml.launchers.last_round import LastRound
 from p2p_dml.launchers.life import AnyLearner, Terms, in_words, run_peer
 from p2p_dml.launchers.rendezvous import recall, register
 from p2p_dml.launchers.resuming import read, start_of
-from p2p_dml.launchers.scratch import laid_out
+from p2p_dml.launchers.scratch import shared_by_all, with_shards
 from p2p_dml.learners import FunctionLearner
+from p2p_dml.peer import LOOKAHEAD
+from p2p_dml.plugins import modules_named
 from p2p_dml.types import PeerId
 
 LAST_ROUND = "last-round"
@@ -49,7 +51,30 @@ class Assignment:
     again: bool = False
 
 
-def run_assignment(task: Assignment) -> ExitCode:
+def prepare(task: Assignment, peers: Iterable[PeerId]) -> Blueprint | None:
+    """What `peers` of a local run need, with all shards and first graphs, for children to inherit.
+
+    None where modules of the user's take part: they might compute, which is not for a process that
+    is forked. None too if it cannot be had: each peer says why.
+    """
+    try:
+        config = _config_of(task)
+        if any(not name.startswith("p2p_dml.") for name in modules_named(config.model_dump())):
+            return None
+        parts = with_shards(shared_by_all(config, Path(task.shared)), Path(task.shared), peers)
+    except (P2PError, OSError):
+        return None
+    if not config.elastic:  # there graphs go by what a peer hears
+        for tick in range(LOOKAHEAD):
+            _ = parts.schedule(tick).receivers  # kept from now on
+    return parts
+
+
+def _config_of(task: Assignment) -> RunConfig:
+    return run_files.load(Path(task.run) / folder.SETTINGS, folder=Path(task.folder))
+
+
+def run_assignment(task: Assignment, prepared: Blueprint | None = None) -> ExitCode:
     """Run one peer of a local run. An error is left in the shared folder for the launcher too.
 
     The run folder is no place for it: that its disk is full may be the error.
@@ -57,7 +82,11 @@ def run_assignment(task: Assignment) -> ExitCode:
     shared, run = Path(task.shared), Path(task.run)
     try:
         with folder.held(run), closing(LastRound(shared / LAST_ROUND)) as last:
-            return _run_assignment(task, shared, run, lambda done: last.is_over(task.me, done))
+            parts = prepared or shared_by_all(_config_of(task), shared)
+            parts = with_shards(parts, shared, [task.me])
+            return _run_assignment(
+                task, parts, shared, run, lambda done: last.is_over(task.me, done)
+            )
     except Exception as error:
         (shared / f"{task.me}.error").write_text(in_words(error), encoding="utf-8")
         if isinstance(error, P2PError):
@@ -66,10 +95,9 @@ def run_assignment(task: Assignment) -> ExitCode:
 
 
 def _run_assignment(
-    task: Assignment, shared: Path, run: Path, is_over: Callable[[int], bool]
+    task: Assignment, parts: Blueprint, shared: Path, run: Path, is_over: Callable[[int], bool]
 ) -> ExitCode:
-    config = run_files.load(run / folder.SETTINGS, folder=Path(task.folder))
-    parts = laid_out(config, shared, task.me)
+    config = parts.config
     is_ipc = config.transport.scheme == "ipc"
     bind = socket_of(shared, task.me) if is_ipc else "tcp://127.0.0.1:*"
     if task.listen is not None:
