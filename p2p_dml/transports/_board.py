@@ -21,6 +21,9 @@ SLOTS = 15
 MAX_PEERS = 1 << 16
 """Only peers below this id lend."""
 
+MAX_GENERATION = 1 << 62
+"""Twice one fits a cell, int64."""
+
 _CELLS = SLOTS + 1
 _ROW_BYTES = 8 * _CELLS
 

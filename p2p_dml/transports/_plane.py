@@ -27,7 +27,7 @@ from torch import Tensor
 
 from p2p_dml.errors import WireError
 from p2p_dml.transports import _segments
-from p2p_dml.transports._board import MAX_PEERS, SLOTS, Board, Row
+from p2p_dml.transports._board import MAX_GENERATION, MAX_PEERS, SLOTS, Board, Row
 from p2p_dml.transports._segments import Place
 from p2p_dml.types import PeerId
 
@@ -167,7 +167,7 @@ class Plane:
         if lender is None or self._board is None or where.size != 8 * 4:
             raise WireError("refers to memory that this peer cannot see")
         descriptor, token, slot, generation = np.frombuffer(where.tobytes(), np.int64).tolist()
-        if not 0 <= slot < SLOTS or generation <= self._board.newest(peer):
+        if not 0 <= slot < SLOTS or not self._board.newest(peer) < generation < MAX_GENERATION:
             raise WireError(f"refers to memory that it has lent before, or to slot {slot}")
         try:
             block = lender.segment(slot, token, descriptor, generation).view(num_bytes)

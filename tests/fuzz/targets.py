@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
 import zmq
 
@@ -24,6 +25,8 @@ from p2p_dml.liveness import Liveness
 from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
 from p2p_dml.strategies._mask_coding import CodingState, MaskCoding
 from p2p_dml.transports._incoming import decode
+from p2p_dml.transports._plane import Plane, told
+from p2p_dml.transports._segments import Segment
 from p2p_dml.transports.directory import Directory, _Inquiry
 from p2p_dml.transports.zeromq import Limits, ZeroMQTransport
 from p2p_dml.types import Mailbox, Neighbourhood, Payload, Tag
@@ -138,6 +141,27 @@ def transport(data: bytes) -> None:
     peer._liveness.take_changes()
 
 
+def memory(data: bytes) -> None:
+    """Where a neighbour says that its memory is: when it comes, and of what it lends."""
+    feed, reader = Feed(data), Plane(0, lambda peer, why: None)
+    lender = Plane(1, lambda peer, why: None)
+    segment = Segment(LIMIT)
+    while not feed.is_over:
+        with suppress(WireError):
+            place = lender.introduction()
+            if feed.byte() % 4 == 0:
+                place = {"memory": torch.tensor([feed.natural() for _ in range(4)])}
+            reader.know(1, place)
+        where = told(segment.descriptor, segment.token, feed.byte() % 16, feed.natural())
+        if feed.byte() % 4 == 0:
+            where = feed.take(feed.byte() % 40)
+        with suppress(WireError):
+            reader.borrow(1, np.frombuffer(where, dtype=np.uint8), feed.natural()).sum()
+    for each in (reader, lender):
+        each.close()
+    segment.close()
+
+
 def masks(data: bytes) -> None:
     """A mask in any coding, of a neighbour of which two masks are held."""
     feed = Feed(data)
@@ -243,6 +267,7 @@ TARGETS: Mapping[str, Target] = MappingProxyType(
         "wire-frames": wire_frames,
         "wire-header": wire_header,
         "transport": transport,
+        "memory": memory,
         "masks": masks,
         "state": state,
         "book": book,

@@ -337,6 +337,7 @@ def test_the_same_again_is_refused(seconds: int) -> None:
         ([0, 0, SLOTS, 1], f"slot {SLOTS}"),
         ([0, 0, -1, 1], "slot -1"),
         ([0, 0, 0, 0], "lent before"),
+        ([0, 0, 0, 1 << 62], "lent before"),
         ([10**6, 0, 0, 1], "cannot be read"),
         ([0, 0, 0, 1], "not there"),
     ],
