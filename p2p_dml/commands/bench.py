@@ -32,7 +32,7 @@ def rounds(
     rounds_: Annotated[int, typer.Option("--rounds", min=2, help="that are timed")] = 100,
     transport: Annotated[
         list[str] | None,
-        typer.Option(help="keys of [transport], such as scheme=tcp", metavar="T,…"),
+        typer.Option(help="keys of the table transport, such as scheme=tcp", metavar="T,…"),
     ] = None,
     dtype: Annotated[
         list[str] | None, typer.Option(help="of the parameters: float32", metavar="D,…")
