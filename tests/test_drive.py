@@ -16,6 +16,7 @@ from p2p_dml.learners import FunctionLearner
 from p2p_dml.links import Walk
 from p2p_dml.peer import PeerLoop, Plan
 from p2p_dml.strategies import DPSGD
+from p2p_dml.tensors import clone
 from p2p_dml.types import (
     AnyStrategy,
     Coded,
@@ -65,7 +66,7 @@ class Echo:
     def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
         self.notes.append(f"collect {tag.round}")
         outbox = outbox_of(self.last)
-        return Mail({j: outbox[j] for j in senders if j in outbox})
+        return Mail({j: Payload(clone(outbox[j].tensors)) for j in senders if j in outbox})
 
     def close(self) -> None:
         """Nothing to close."""
