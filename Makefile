@@ -1,4 +1,4 @@
-# make install | demo | test | test-slow | test-cluster | test-gpu | fuzz | lint | bench; all in .venv of this checkout.
+# make install | demo | test | test-slow | test-cluster | test-engines | test-gpu | fuzz | lint | bench; all in .venv of this checkout.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -7,7 +7,7 @@ FUZZ_RUNS := 20000
 FUZZ_JOBS := 2
 PARALLEL := --numprocesses 2 --dist worksteal
 
-.PHONY: install demo test test-slow test-cluster test-gpu fuzz lint unit bench clean
+.PHONY: install demo test test-slow test-cluster test-engines test-gpu fuzz lint unit bench clean
 
 install: $(STAMP)
 
@@ -35,6 +35,9 @@ test-slow: install
 
 test-cluster: install
 	$(BIN)/pytest -m cluster
+
+test-engines: install
+	$(BIN)/pytest -m engines
 
 test-gpu: install
 	$(BIN)/pytest -m cuda

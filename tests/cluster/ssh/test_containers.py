@@ -22,7 +22,7 @@ from p2p_dml.events import event_file
 if TYPE_CHECKING:
     from tests.cluster.ssh.conftest import DockerHost
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(1800)]
 
 PEERS = 4
 DEADLINE_S = 800.0
