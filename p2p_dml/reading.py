@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -12,7 +12,7 @@ from p2p_dml.tensors import mismatch, not_finite
 from p2p_dml.types import Coded, Mail, Message, Payload, PeerId, Sent
 
 Read = Callable[[PeerId, Payload], Payload]
-Versions = Mapping[tuple[PeerId, str], int]
+Versions = Sequence[int]
 Refuse = Callable[[PeerId, str], None]
 """(sender, why): told of what is not used."""
 
@@ -60,16 +60,16 @@ def late(mail: Mail, refuse: Refuse) -> list[Message]:
 
 def versions(payloads: Mapping[PeerId, Payload]) -> Versions:
     """How often each tensor was changed so far, for `changed`."""
-    return {(j, name): x._version for j, p in payloads.items() for name, x in p.tensors.items()}
+    return [x._version for payload in payloads.values() for x in payload.tensors.values()]
 
 
 def changed(payloads: Mapping[PeerId, Payload], before: Versions) -> str | None:
     """Which tensor was changed in place since, in words; None if all are as they came."""
     after = versions(payloads)
-    return next(
-        (f"tensor {name!r} of peer {j}" for (j, name), x in after.items() if x != before[j, name]),
-        None,
-    )
+    if after == before:
+        return None
+    names = [f"tensor {name!r} of peer {j}" for j, p in payloads.items() for name in p.tensors]
+    return next(n for n, was, now in zip(names, before, after, strict=True) if was != now)
 
 
 def _finite(payload: Payload) -> Payload:

@@ -12,7 +12,7 @@ from typing import final
 import numpy as np
 import torch
 
-from p2p_dml.transports._segments import Mapping, Place, Segment, this_machine
+from p2p_dml.transports._segments import MappedSegment, Place, Segment, this_machine
 from p2p_dml.types import PeerId
 
 SLOTS = 15
@@ -70,7 +70,7 @@ class Board:
 class Row:
     """This peer's row on the board of another one, which it has lent something."""
 
-    def __init__(self, board: Mapping, me: PeerId) -> None:
+    def __init__(self, board: MappedSegment, me: PeerId) -> None:
         whole = board.view(MAX_PEERS * _ROW_BYTES).view(np.int64)
         self._cells = whole.reshape(MAX_PEERS, _CELLS)[me]
 

@@ -26,9 +26,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from p2p_dml.errors import WireError
-from p2p_dml.transports import _segments
 from p2p_dml.transports._board import MAX_GENERATION, MAX_PEERS, SLOTS, Board, Row
-from p2p_dml.transports._segments import Place
+from p2p_dml.transports._segments import MappedSegment, Place, this_machine
 from p2p_dml.types import PeerId
 
 IDLE = 64
@@ -68,15 +67,15 @@ class _Lender:
     """Another peer's process, and its slots that are mapped here with the last generation seen."""
 
     place: Place
-    mapped: dict[int, tuple[int, _segments.Mapping, int]] = field(default_factory=dict)
+    mapped: dict[int, tuple[int, MappedSegment, int]] = field(default_factory=dict)
 
-    def segment(self, slot: int, token: int, descriptor: int, generation: int) -> _segments.Mapping:
+    def segment(self, slot: int, token: int, descriptor: int, generation: int) -> MappedSegment:
         """What lies in a slot. Raises OSError or WireError."""
         known = self.mapped.get(slot)
         if known is not None and known[0] == token:
             mapping = known[1]
         else:
-            mapping = _segments.Mapping(self.place.pid, descriptor, token, populate=True)
+            mapping = MappedSegment(self.place.pid, descriptor, token, populate=True)
         self.mapped[slot] = token, mapping, generation
         for old in [s for s, (*_, seen) in self.mapped.items() if seen < generation - IDLE]:
             del self.mapped[old]
@@ -92,7 +91,7 @@ class Plane:
     ) -> None:
         self._me = me
         self._explain = explain
-        self._machine = _segments.this_machine()
+        self._machine = this_machine()
         self._board: Board | None = None
         self._why_none = ""
         self._links: dict[PeerId, Link] = {}
@@ -124,6 +123,11 @@ class Plane:
         self.lose(peer)
         if (board := self._look(peer, place)) is not None:
             self._links[peer] = Link(Row(board, self._me), place)
+
+    @property
+    def lends(self) -> bool:
+        """Whether anybody can be lent anything."""
+        return bool(self._links)
 
     def link(self, peer: PeerId) -> Link | None:
         """How `peer` is lent to; None if it is reached by the socket alone."""
@@ -195,10 +199,10 @@ class Plane:
         place = Place.unpack(introduction[_PLACE].numpy())
         return place if place.machine == self._machine else None
 
-    def _look(self, peer: PeerId, place: Place) -> _segments.Mapping | None:
+    def _look(self, peer: PeerId, place: Place) -> MappedSegment | None:
         """The board of a peer on this machine; None, and an explanation, if it cannot be read."""
         try:
-            return _segments.Mapping(place.pid, place.descriptor, place.token)
+            return MappedSegment(place.pid, place.descriptor, place.token)
         except (OSError, WireError) as error:
             why = error.strerror if isinstance(error, OSError) else "it is in another container"
         self._tell(peer, f"its memory cannot be read: {why}")

@@ -11,13 +11,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
-import hashlib
 import mmap
 import os
 import secrets
 import weakref
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 import numpy as np
@@ -25,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from p2p_dml.errors import WireError
+from p2p_dml.transports._machine import boot_id, number_of
 
 HEAD_BYTES = 64
 """In front of the data, which begin aligned: the token."""
@@ -76,12 +75,9 @@ def this_machine() -> int:
     machines of their own, as everywhere else in a run.
     """
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
-        network = os.readlink("/proc/self/ns/net")
+        return number_of(boot_id() + os.readlink("/proc/self/ns/net"), 7)
     except OSError:
         return secrets.randbits(62)
-    digest = hashlib.blake2b((boot + network).encode(), digest_size=7).digest()
-    return int.from_bytes(digest, "big")
 
 
 @final
@@ -122,7 +118,7 @@ def _allocate(descriptor: int, size: int) -> None:
 
 
 @final
-class Mapping:
+class MappedSegment:
     """A segment of another process, to be read. Unmapped when nothing refers to it any more."""
 
     def __init__(self, pid: int, descriptor: int, token: int, *, populate: bool = False) -> None:

@@ -69,16 +69,14 @@ class Sending:
         """Send without blocking; bytes of payload that went out, or wait for a connection."""
         bytes_out = 0
         for payload, peers in _by_payload(sent):
-            parcel = self._pack(tag, payload, peers)
+            parcel = self._pack(tag, payload)
             bytes_out += sum(parcel.num_bytes for peer in peers if self._post_to(peer, parcel))
         return bytes_out
 
-    def _pack(self, tag: Tag, payload: Payload, receivers: Collection[PeerId]) -> _Parcel:
+    def _pack(self, tag: Tag, payload: Payload) -> _Parcel:
         slots, signature = wire.slots_of(payload.tensors), self._hands.signature
         header = signature.header(Kind.ROUND, tag, scalars=payload.scalars, slots=slots)
-        shared = any(self._plane.link(peer) for peer in receivers)
-        snapshot = self._snapshots.take(payload, slots, shared=shared)
-        return _Parcel(header, snapshot, self._plane)
+        return _Parcel(header, self._snapshots.take(payload, slots), self._plane)
 
     def _post_to(self, peer: PeerId, parcel: _Parcel) -> bool:
         """Send, or keep until there is a connection or, if so wanted, room; False if dropped."""

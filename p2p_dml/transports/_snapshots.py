@@ -20,7 +20,7 @@ from torch import Tensor
 from p2p_dml import wire
 from p2p_dml.tensors import not_finite
 from p2p_dml.transports._board import SLOTS
-from p2p_dml.transports._plane import IDLE, Link, told
+from p2p_dml.transports._plane import IDLE, Link, Plane, told
 from p2p_dml.transports._segments import Segment
 from p2p_dml.types import Payload
 from p2p_dml.wire import Slot, write_block
@@ -78,13 +78,19 @@ class Snapshot:
         return self._frames
 
     def _cut(self) -> list[zmq.Frame]:
-        if self._buffer is None:
-            return [zmq.Frame(self._block, copy=True)]
+        # A peer that lends sends little else. The first frame that is not copied starts three
+        # threads in a process, which it does not need then.
+        is_tracked = self._buffer is not None and self._buffer.segment is None
         frames = [
-            zmq.Frame(self._block[begin : begin + wire.MAX_FRAME_BYTES], copy=False, track=True)
-            for begin in range(0, len(self._block), wire.MAX_FRAME_BYTES)
+            zmq.Frame(
+                self._block[begin : begin + wire.MAX_FRAME_BYTES],
+                copy=not is_tracked,
+                track=is_tracked,
+            )
+            for begin in range(0, max(len(self._block), 1), wire.MAX_FRAME_BYTES)
         ]
-        self._buffer.tracker = zmq.MessageTracker(*frames)
+        if self._buffer is not None and is_tracked:
+            self._buffer.tracker = zmq.MessageTracker(*frames)
         return frames
 
     @property
@@ -108,27 +114,30 @@ class Snapshot:
 
 @final
 class Snapshots:
-    """A pool of send buffers; grows to as many as are in flight at once."""
+    """A pool of send buffers; grows to as many as are in flight at once.
 
-    def __init__(self) -> None:
+    What can be lent is in memory for that as soon as `plane` lends to anybody.
+    """
+
+    def __init__(self, plane: Plane) -> None:
+        self._plane = plane
         self._private: list[_Buffer] = []
         self._shared: dict[int, _Buffer] = {}
         self._generation = 0
         self._scratch = torch.zeros(ZERO_COPY_FROM, dtype=torch.uint8)
 
-    def take(self, payload: Payload, slots: Sequence[Slot], *, shared: bool = False) -> Snapshot:
-        """A copy of the payload's tensors.
+    def take(self, payload: Payload, slots: Sequence[Slot]) -> Snapshot:
+        """A copy of the payload's tensors, which can be lent if all numbers are finite.
 
-        `shared`: that can be lent, if there is memory and all numbers are finite. The sender looks,
-        once for all: it could write anything there after a receiver has looked. What is not finite
-        goes through sockets, where receivers refuse it.
+        The sender looks, once for all: it could write anything there after a receiver has looked.
+        What is not finite goes through sockets, where receivers refuse it.
         """
         num_bytes = slots[-1].end if slots else 0
         if num_bytes < ZERO_COPY_FROM:
             write_block(payload.tensors, slots, self._scratch)
             return Snapshot(self._scratch[:num_bytes].numpy().data, None)
         is_on_gpu = any(x.is_cuda for x in payload.tensors.values())
-        can_share = shared and not_finite(payload.tensors) is None
+        can_share = self._plane.lends and not_finite(payload.tensors) is None
         buffer = self._shared_buffer(num_bytes) if can_share else None
         buffer = buffer or self._private_buffer(num_bytes, pinned=is_on_gpu)
         write_block(payload.tensors, slots, buffer.memory)
@@ -167,7 +176,7 @@ class Snapshots:
         """Leave alone what may never be free, and what was not needed for long."""
         for slot, buffer in [*self._shared.items()]:
             is_idle = buffer.generation < self._generation - IDLE and buffer.is_free
-            if is_idle or (not buffer.is_free and buffer.is_forsaken):
+            if is_idle or (buffer.is_forsaken and not buffer.is_free):
                 self._drop(slot)
 
     def _empty_slot(self) -> int:

@@ -8,15 +8,14 @@ is not sent before the last one is on its way.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import final
 
 from p2p_dml.mailbox import HoldingMailbox
 from p2p_dml.network import Line, Network
 from p2p_dml.pace import Clock
+from p2p_dml.transports._machine import boot_id, number_of
 from p2p_dml.types import (
     Coded,
     Mail,
@@ -168,11 +167,9 @@ class ShapedTransport:
 def machine() -> float:
     """A number for this machine since it was started: its processes have one monotonic clock."""
     try:
-        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return float(number_of(boot_id(), 6))
     except OSError:
         return 0.0
-    digest = hashlib.blake2b(text.encode(), digest_size=6).digest()
-    return float(int.from_bytes(digest, "big"))
 
 
 def _num_bytes(payload: Payload) -> int:

@@ -98,7 +98,7 @@ class ZeroMQTransport:
         for each in (self._in.socket, self._out.socket, self._monitor, self._pulses):
             self._poller.register(each, zmq.POLLIN)
         self._liveness = Liveness(limits.drain_s, limits.patience)
-        snapshots = Snapshots()
+        snapshots = Snapshots(self._plane)
         self._mailbox = mailbox or TaggedMailbox(limits.queue_messages)
         self._num_heard: Counter[PeerId] = Counter()  # in one go
         self._farewells: set[PeerId] = set()

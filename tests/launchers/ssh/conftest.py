@@ -16,6 +16,7 @@ import tomli_w
 
 from p2p_dml.launchers.ssh import hosts
 from p2p_dml.launchers.ssh.hosts import Cluster
+from tests.launchers.ssh.stage import Play, Stage
 
 # Words before -- are ssh's. "unreachable" is a host that ssh cannot log in to.
 _SSH = """#!/bin/sh
@@ -100,3 +101,10 @@ def hosts_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host
     script.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
     yield Hosts(folder=tmp_path, homes=homes, ports=FreePorts())
+
+
+@pytest.fixture
+def stage(hosts_here: Hosts) -> Iterator[Play]:
+    """Set the stage for a script; nothing is left on any host afterwards."""
+    yield lambda script, *rumours: Stage(hosts_here, script, rumours)
+    assert not [*hosts_here.left("alpha"), *hosts_here.left("beta")]
