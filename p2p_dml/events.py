@@ -14,7 +14,8 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import IO, Any, Literal, final
 
@@ -230,6 +231,11 @@ def event_name(event: type[Any]) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", event.__name__).lower()
 
 
+@cache
+def _name_and_keys(event: type[Any]) -> tuple[str, tuple[str, ...]]:
+    return event_name(event), tuple(each.name for each in fields(event))
+
+
 class EventLog:
     """Appends events to one peer's file, a line each, flushed at once.
 
@@ -251,15 +257,18 @@ class EventLog:
 
     def write(self, event: Event) -> None:
         """Append one line; TrainingError if a figure in it is not finite."""
-        head = {"event": event_name(type(event)), "t": round(self._clock(), 6), "peer": self.peer}
-        line = head | asdict(event)
-        if wrong := _not_finite(line):
-            raise TrainingError(
-                f"peer {self.peer}, round {line.get('round', 0)}: {', '.join(wrong)}; "
-                "the training diverged: a lower learning rate may help"
-            )
+        name, keys = _name_and_keys(type(event))
+        line = {"event": name, "t": round(self._clock(), 6), "peer": self.peer}
+        line |= {key: getattr(event, key) for key in keys}
         try:
-            self._file.write(json.dumps(line) + "\n")
+            text = json.dumps(line, allow_nan=False)
+        except ValueError as error:
+            raise TrainingError(
+                f"peer {self.peer}, round {line.get('round', 0)}: {', '.join(_not_finite(line))}; "
+                "the training diverged: a lower learning rate may help"
+            ) from error
+        try:
+            self._file.write(text + "\n")
         except OSError as error:
             raise StorageError(
                 f"peer {self.peer}: cannot write {self.path}: {error.strerror}; "

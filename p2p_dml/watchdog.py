@@ -15,9 +15,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, final
+from typing import Final, Literal, NamedTuple, final
 
 from p2p_dml.attended import AttendedLearner
 from p2p_dml.checkpoint import Write
@@ -35,10 +34,8 @@ _LAST_WORDS_S = 2.0
 """How long the last words of a peer may take that ends: its disk may be what hangs."""
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What the peer does, since when."""
+class Step(NamedTuple):
+    """What the peer does, since when. Told apart by identity; made several times a round."""
 
     phase: Phase
     round: int
@@ -92,12 +89,12 @@ class Watchdog:
             yield
         finally:
             now = self._clock()
-            self._step = replace(outer, since=now) if outer.phase == "mix" else outer
+            self._step = outer._replace(since=now) if outer.phase == "mix" else outer
             self._recover(inner, now)
 
     def seek(self, round: int) -> None:
         """From now on the peer is in `round`."""
-        self._step = replace(self._step, round=round)
+        self._step = self._step._replace(round=round)
 
     def log(self, event: Event) -> None:
         """Write an event, and watch that."""

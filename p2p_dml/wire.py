@@ -4,7 +4,8 @@ Frame 1, header: [magic, version, kind, digest, sender, incarnation, round, exch
 {scalar: float}, [[name, dtype, shape, begin, end], …]].
 Block: the tensors' little-endian bytes, each at a multiple of ALIGNMENT, in order; bool tensors
 travel packed, eight to a byte, padding bits zero. It follows in frames of MAX_FRAME_BYTES, so that
-one is encrypted while the one before it travels, and no frame is long in coming.
+one is encrypted while the one before it travels, and no frame is long in coming. Within a machine
+and unencrypted these are MAX_NEAR_FRAME_BYTES: what came in one frame need not be joined.
 
 Every field is type-checked and every size is bounded before anything is allocated. Whatever is
 wrong with a message, `decode` raises WireError and nothing else.
@@ -35,6 +36,7 @@ ALIGNMENT = 64
 DIGEST_BYTES = 16
 MAX_HEADER_BYTES = 1 << 20
 MAX_FRAME_BYTES = 1 << 20
+MAX_NEAR_FRAME_BYTES = 1 << 26
 MAX_TENSORS = 1 << 14
 MAX_SCALARS = 1 << 10
 MAX_DIMS = 8
@@ -60,6 +62,8 @@ class Kind(IntEnum):
     MEMBERS = 9  # who takes part from which round on, where peers come and go
     LENT = 10  # a payload of one exchange; its block says where in the sender's memory it lies
 
+
+_KINDS = {int(kind): kind for kind in Kind}
 
 DTYPES: Mapping[str, torch.dtype] = {
     "float64": torch.float64,
@@ -107,7 +111,7 @@ class Header:
 
     def as_kind(self, kind: Kind) -> Header:
         """The same for a message of another kind."""
-        return replace(self, kind=kind)
+        return self if kind is self.kind else replace(self, kind=kind)
 
 
 def slots_of(tensors: Mapping[str, Tensor]) -> tuple[Slot, ...]:
@@ -181,12 +185,12 @@ def decode_header(data: Buffer, max_block_bytes: int) -> Header:
     if len(fields) != 11:
         raise WireError(f"header has {len(fields)} fields, expected 11")
     kind, digest, sender, incarnation, round_, exchange, note, scalars, slots = fields[2:]
-    if type(kind) is not int or kind not in tuple(Kind):
+    if type(kind) is not int or kind not in _KINDS:
         raise WireError(f"kind: unknown {_brief(kind)}")
     if type(digest) is not bytes or len(digest) != DIGEST_BYTES:
         raise WireError(f"digest: expected {DIGEST_BYTES} bytes")
     header = Header(
-        kind=Kind(kind),
+        kind=_KINDS[kind],
         digest=digest,
         sender=_natural(sender, "sender"),
         incarnation=_natural(incarnation, "incarnation"),
@@ -208,13 +212,16 @@ def decode(data: Buffer, block: Buffer, max_block_bytes: int) -> tuple[Header, P
     return header, payload_of(header, raw)
 
 
-def payload_of(header: Header, raw: NDArray[np.uint8]) -> Payload:
-    """The payload of a message; its tensors are views of the block. Raises WireError."""
+def payload_of(header: Header, raw: NDArray[np.uint8], *, is_finite: bool = False) -> Payload:
+    """The payload of a message; its tensors are views of the block. Raises WireError.
+
+    `is_finite`: they are known to hold no NaN and no infinity.
+    """
     if raw.size != header.block_bytes:
         raise WireError(f"block is {raw.size} bytes, header says {header.block_bytes}")
     if raw.ctypes.data % 8 or not raw.flags.writeable:
         raw = raw.copy()  # small messages share a receive buffer and may lie at odd addresses
-    return Payload(read_block(header.slots, torch.from_numpy(raw)), header.scalars)
+    return Payload(read_block(header.slots, torch.from_numpy(raw)), header.scalars, is_finite)
 
 
 def read_block(slots: Sequence[Slot], block: Tensor) -> Tensors:

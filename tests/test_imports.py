@@ -17,7 +17,7 @@ LEVELS = (
     ("types", "errors", "tensors", "tables", "files"),
     ("kernels", "links", "plugins"),
     ("strategies", "hypernet"),
-    ("wire", "events", "config", "keys", "liveness", "mailbox", "network", "pace"),
+    ("wire", "events", "config", "keys", "addresses", "liveness", "mailbox", "network", "pace"),
     ("peer", "drive", "simulate", "checkpoint", "states", "meter", "reading", "attended"),
     ("transports", "learners", "data", "models", "layers", "faults", "watchdog"),
     ("assemble",),

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
+from p2p_dml.addresses import is_here
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError
 from p2p_dml.keys import Keys
-from p2p_dml.launchers.keyring import is_here
 from p2p_dml.transports.directory import ask, reachable_at
 from p2p_dml.transports.relay import Relayed
 from p2p_dml.types import PeerId, Tag

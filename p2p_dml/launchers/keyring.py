@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import sys
 from collections.abc import Collection
 from pathlib import Path
 
 from p2p_dml import keys
+from p2p_dml.addresses import is_here
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError
 from p2p_dml.keys import Keys
@@ -21,18 +21,6 @@ def is_encrypted(config: RunConfig, addresses: Collection[str]) -> bool:
     """Whether a run at these addresses is encrypted, as `transport.encryption` has it."""
     wish = config.transport.encryption
     return wish == "curve" or (wish == "auto" and not all(map(is_here, addresses)))
-
-
-def is_here(address: str) -> bool:
-    """Whether only this machine can reach an address; a name other than localhost counts as no."""
-    scheme, _, rest = address.partition("://")
-    host = rest.rpartition(":")[0].strip("[]")
-    if scheme != "tcp" or host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def lend(config: RunConfig, scratch: Path) -> None:

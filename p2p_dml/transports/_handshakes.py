@@ -18,9 +18,9 @@ from torch import Tensor
 from zmq.utils.monitor import parse_monitor_message
 
 from p2p_dml import wire
+from p2p_dml.addresses import AddressBook, is_wildcard, peer_on
 from p2p_dml.errors import StartupError, WireError
 from p2p_dml.liveness import CONNECTED, GONE, Liveness
-from p2p_dml.transports._addresses import AddressBook, is_wildcard, peer_on
 from p2p_dml.transports._admission import TWINS, Admission, unknown
 from p2p_dml.transports._incoming import Incoming, decode
 from p2p_dml.transports._outgoing import FAILED_HANDSHAKE, Letter, Outgoing

@@ -16,10 +16,10 @@ import zmq
 from numpy.typing import NDArray
 
 from p2p_dml import wire
+from p2p_dml.addresses import is_ipv6, to_listen_on
 from p2p_dml.errors import WireError
 from p2p_dml.keys import Keys
 from p2p_dml.transports import _curve
-from p2p_dml.transports._addresses import is_ipv6, to_listen_on
 from p2p_dml.transports._sockets import Frames, plain_address, receive
 from p2p_dml.transports._zap import Gate
 from p2p_dml.types import PeerId

@@ -42,7 +42,8 @@ class Newcomers:
         """Send it to these, who have asked."""
         slots, record = wire.slots_of(payload.tensors), self._hands.record()
         header = self._signature.header(Kind.STATE, self._hands.tag, slots=slots, scalars=record)
-        model = Letter(wire.encode_header(header), self._snapshots.take(payload, slots).frames)
+        frames = self._snapshots.take(payload, slots).frames(wire.MAX_FRAME_BYTES)
+        model = Letter(wire.encode_header(header), frames)
         for peer in to:  # a connection that is lost would lose it too
             act = self._out.deliver if self._hands.can_send_to(peer) else self._out.keep
             act(peer, model)

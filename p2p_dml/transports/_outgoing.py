@@ -10,10 +10,11 @@ from typing import Protocol, final
 
 import zmq
 
+from p2p_dml import wire
+from p2p_dml.addresses import is_here, is_ipv6, route_to
 from p2p_dml.errors import StartupError
 from p2p_dml.keys import Keys
 from p2p_dml.transports import _curve
-from p2p_dml.transports._addresses import is_ipv6, route_to
 from p2p_dml.transports._sockets import monitor
 from p2p_dml.types import PeerId
 
@@ -94,6 +95,11 @@ class Outgoing:
         self._depth = depth
         self._keys = keys
         self._lines: dict[PeerId, _Line] = {}
+
+    def frame_bytes(self, peer: PeerId) -> int:
+        """How long frames to `peer` may be: within a machine, unless they are encrypted, longer."""
+        is_near = self._keys is None and is_here(self._lines[peer].address)
+        return wire.MAX_NEAR_FRAME_BYTES if is_near else wire.MAX_FRAME_BYTES
 
     def __contains__(self, peer: PeerId) -> bool:
         return peer in self._lines

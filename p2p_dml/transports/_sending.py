@@ -19,18 +19,25 @@ from p2p_dml.wire import Header, Kind
 class _Parcel:
     """One payload, ready to go."""
 
-    def __init__(self, header: Header, snapshot: Snapshot, plane: Plane) -> None:
+    def __init__(
+        self,
+        header: Header,
+        snapshot: Snapshot,
+        plane: Plane,
+        frame_bytes: Callable[[PeerId], int],
+    ) -> None:
         self.num_bytes = header.block_bytes
         self._header = header
         self._snapshot = snapshot
         self._plane = plane
+        self._frame_bytes = frame_bytes
         self._encoded: dict[Kind, bytes] = {}
 
     def to(self, peer: PeerId) -> Message:
         """The message for `peer`, which is lent what it can read in place."""
         link = self._plane.link(peer) if self._snapshot.can_be_lent else None
         if link is None:
-            return self._encode(Kind.ROUND), self._snapshot.frames
+            return self._encode(Kind.ROUND), self._snapshot.frames(self._frame_bytes(peer))
         return self._encode(Kind.LENT), [self._snapshot.place]
 
     def went(self, peer: PeerId) -> None:
@@ -76,7 +83,8 @@ class Sending:
     def _pack(self, tag: Tag, payload: Payload) -> _Parcel:
         slots, signature = wire.slots_of(payload.tensors), self._hands.signature
         header = signature.header(Kind.ROUND, tag, scalars=payload.scalars, slots=slots)
-        return _Parcel(header, self._snapshots.take(payload, slots), self._plane)
+        snapshot = self._snapshots.take(payload, slots)
+        return _Parcel(header, snapshot, self._plane, self._out.frame_bytes)
 
     def _post_to(self, peer: PeerId, parcel: _Parcel) -> bool:
         """Send, or keep until there is a connection or, if so wanted, room; False if dropped."""

@@ -17,7 +17,6 @@ import torch
 import zmq
 from torch import Tensor
 
-from p2p_dml import wire
 from p2p_dml.tensors import not_finite
 from p2p_dml.transports._board import SLOTS
 from p2p_dml.transports._plane import IDLE, Link, Plane, told
@@ -68,29 +67,26 @@ class Snapshot:
         self._buffer = buffer
         if buffer is not None:
             buffer.snapshot = weakref.ref(self)
-        self._frames: list[zmq.Frame] = []
+        self._frames: dict[int, list[zmq.Frame]] = {}
 
-    @property
-    def frames(self) -> Sequence[zmq.Frame]:
-        """All of it, for a socket."""
-        if not self._frames:
-            self._frames = self._cut()
-        return self._frames
+    def frames(self, frame_bytes: int) -> Sequence[zmq.Frame]:
+        """All of it, for a socket, in frames of so many bytes."""
+        if frame_bytes not in self._frames:
+            self._frames[frame_bytes] = self._cut(frame_bytes)
+        return self._frames[frame_bytes]
 
-    def _cut(self) -> list[zmq.Frame]:
+    def _cut(self, frame_bytes: int) -> list[zmq.Frame]:
         # A peer that lends sends little else. The first frame that is not copied starts three
         # threads in a process, which it does not need then.
-        is_tracked = self._buffer is not None and self._buffer.segment is None
+        buffer = self._buffer
+        is_tracked = buffer is not None and buffer.segment is None
         frames = [
-            zmq.Frame(
-                self._block[begin : begin + wire.MAX_FRAME_BYTES],
-                copy=not is_tracked,
-                track=is_tracked,
-            )
-            for begin in range(0, max(len(self._block), 1), wire.MAX_FRAME_BYTES)
+            zmq.Frame(self._block[at : at + frame_bytes], copy=not is_tracked, track=is_tracked)
+            for at in range(0, max(len(self._block), 1), frame_bytes)
         ]
-        if self._buffer is not None and is_tracked:
-            self._buffer.tracker = zmq.MessageTracker(*frames)
+        if buffer is not None and is_tracked:
+            before = [buffer.tracker] if self._frames and buffer.tracker else []
+            buffer.tracker = zmq.MessageTracker(*before, *frames)
         return frames
 
     @property

@@ -44,9 +44,15 @@ class Limits:
 
 
 def router(
-    context: zmq.Context[zmq.Socket[bytes]], limits: Limits, *, pings: bool = True
+    context: zmq.Context[zmq.Socket[bytes]],
+    limits: Limits,
+    *,
+    pings: bool = True,
+    frame_bytes: int = wire.MAX_FRAME_BYTES,
 ) -> zmq.Socket[bytes]:
     """A ROUTER with bounded queues for each peer and direction, limits and heartbeats.
+
+    `frame_bytes`: the longest frame of a block that it takes.
 
     `pings` False: it answers the heartbeats of others and has none of its own, as must be where
     the queue may be full: libzmq up to 4.3.5 would abort the whole process there when a connection
@@ -57,8 +63,8 @@ def router(
     each.setsockopt(zmq.SNDHWM, limits.queue_messages)
     each.setsockopt(zmq.RCVHWM, limits.queue_messages)
     # What libzmq makes room for as soon as somebody, anybody, announces it.
-    frame_bytes = max(wire.MAX_HEADER_BYTES, wire.MAX_FRAME_BYTES)
-    each.setsockopt(zmq.MAXMSGSIZE, frame_bytes + _ENCRYPTION_BYTES)
+    most = max(wire.MAX_HEADER_BYTES, frame_bytes) + _ENCRYPTION_BYTES
+    each.setsockopt(zmq.MAXMSGSIZE, most)
     each.setsockopt(zmq.BACKLOG, _BACKLOG)
     each.setsockopt(zmq.HANDSHAKE_IVL, max(1, int(limits.handshake_s * 1000)))
     if pings:

@@ -20,10 +20,10 @@ import torch
 import zmq
 
 from p2p_dml import wire
+from p2p_dml.addresses import host_and_port, is_ipv6, is_wildcard, resolve
 from p2p_dml.errors import StartupError, WireError
 from p2p_dml.keys import Keys
 from p2p_dml.transports import _curve
-from p2p_dml.transports._addresses import host_and_port, is_ipv6, is_wildcard, resolve
 from p2p_dml.transports._incoming import Incoming, decode
 from p2p_dml.transports._sockets import Frames, Limits, receive, router
 from p2p_dml.types import PeerId, Tag

@@ -19,8 +19,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any, final
 
+from p2p_dml.addresses import host_and_port, is_wildcard
 from p2p_dml.errors import StartupError
-from p2p_dml.transports._addresses import host_and_port, is_wildcard
 from p2p_dml.types import PeerId
 
 _TOKEN_BYTES = 32

@@ -88,7 +88,9 @@ class ZeroMQTransport:
         self.on_event = on_event
         self._plane = Plane(me, self._explain, wanted=limits.shared_memory)
         self._context = zmq.Context(_IO_THREADS)
-        self._in = Incoming(router(self._context, limits, pings=False), keys)
+        longest = wire.MAX_FRAME_BYTES if keys else wire.MAX_NEAR_FRAME_BYTES
+        bound = router(self._context, limits, pings=False, frame_bytes=longest)
+        self._in = Incoming(bound, keys)
         depth = limits.resend or limits.queue_messages
         lines, pulse = (router(self._context, limits) for _ in range(2))
         self._out = Outgoing(lines, pulse, depth, keys)
@@ -235,7 +237,8 @@ class ZeroMQTransport:
 
     def collect(self, tag: Tag, senders: Sequence[PeerId], deadline_s: float) -> Mail:
         """Whom the mailbox awaits is waited for: not the dead, the slow up to the deadline."""
-        self._hands.tag, start = tag, time.monotonic()
+        # With overlap what is collected is a round behind what was posted.
+        self._hands.tag, start = max(tag, self._hands.tag), time.monotonic()
         self._mailbox.begin(tag)
         for peer in self._out:
             if self._out.has_waiting(peer) and self._liveness.is_connected(peer):
@@ -256,7 +259,7 @@ class ZeroMQTransport:
         self._tell_changes()
         mail = self._mailbox.take(senders)
         silent = [j for j in senders if j not in mail.on_time and self._is_fine(j)]
-        return replace(mail, silent=len(silent))
+        return replace(mail, silent=len(silent)) if silent else mail
 
     def close(self) -> None:
         """Say goodbye, wait (bounded) until neighbours have read everything, free the sockets."""
@@ -293,17 +296,17 @@ class ZeroMQTransport:
             self._read(_DRAIN_S)
 
     def _read(self, timeout_s: float) -> None:
-        self._poller.poll(max(0, math.ceil(timeout_s * 1000)))
+        ready = {each for each, _ in self._poller.poll(max(0, math.ceil(timeout_s * 1000)))}
         self._num_heard.clear()
-        while frames := receive(self._monitor):
+        while self._monitor in ready and (frames := receive(self._monitor)):
             self._hands.on_monitor(frames)
-        while frames := receive(self._pulses):
+        while self._pulses in ready and (frames := receive(self._pulses)):
             self._hands.on_silence(frames)
         self._hands.greet()
-        while frames := receive(self._out.socket):
+        while self._out.socket in ready and (frames := receive(self._out.socket)):
             if (leaving := self._hands.on_reply(frames)) is not None:
                 self._farewells.add(leaving)
-        for frames in self._in.read():
+        for frames in self._in.read() if self._in.socket in ready else ():
             self._on_message(frames)
         self._take_refusals()
 
@@ -343,7 +346,7 @@ class ZeroMQTransport:
         is_lent = header.kind is Kind.LENT
         if is_lent:
             block = self._plane.borrow(sender, block, header.block_bytes)
-        payload = replace(wire.payload_of(header, block), is_finite=is_lent)
+        payload = wire.payload_of(header, block, is_finite=is_lent)
         if header.kind is Kind.GOODBYE:
             self._hands.take_leave(sender)
             self._mailbox.left(sender)

@@ -10,7 +10,7 @@ import pytest
 from p2p_dml import config, keys
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError
-from p2p_dml.launchers.keyring import is_encrypted, is_here, keys_of, lend
+from p2p_dml.launchers.keyring import is_encrypted, keys_of, lend
 
 HERE = ["tcp://127.0.0.1:5800", "ipc:///tmp/x"]
 ELSEWHERE = ["tcp://127.0.0.1:5800", "tcp://10.0.0.7:5800"]
@@ -19,27 +19,6 @@ ELSEWHERE = ["tcp://127.0.0.1:5800", "tcp://10.0.0.7:5800"]
 def run(folder: Path, **transport: Any) -> RunConfig:
     tables = {"peers": 2, "rounds": 1, "strategy": "dpsgd", "links": "ring"}
     return config.parse({**tables, "transport": transport}, folder)
-
-
-@pytest.mark.parametrize(
-    ("address", "here"),
-    [
-        ("ipc:///tmp/0.sock", True),
-        ("tcp://127.0.0.1:5800", True),
-        ("tcp://127.9.9.9:5800", True),
-        ("tcp://localhost:5800", True),
-        ("tcp://[::1]:5800", True),
-        ("tcp://10.0.0.7:5800", False),
-        ("tcp://[2001:db8::7]:5800", False),
-        ("tcp://*:5800", False),
-        ("tcp://0.0.0.0:5800", False),
-        ("tcp://[::]:5800", False),
-        ("tcp://peer-3:5800", False),
-        ("tcp://127.0.0.1.example.org:5800", False),
-    ],
-)
-def test_what_only_this_machine_can_reach(address: str, here: bool) -> None:
-    assert is_here(address) is here
 
 
 @pytest.mark.parametrize(

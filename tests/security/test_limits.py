@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from p2p_dml import wire
 from p2p_dml.launchers.process import allow_many_files
 from p2p_dml.transports._zap import BROKEN_OFF, NO_HANDSHAKE
 from p2p_dml.types import Tag
@@ -51,6 +52,24 @@ def test_ten_gigabytes_announced_where_there_is_no_gate_are_cut_off(
     assert mallory.is_closed(line)
     assert mallory.resident_bytes() - before < MUCH
     assert village.hear(a, b, 1)
+
+
+def test_frames_that_are_announced_and_do_not_come_cost_nothing(
+    village: Village, mallory: Mallory
+) -> None:
+    a, b = village.pair(is_open=True)
+    before = mallory.resident_bytes()
+    lines = [mallory.line(a) for _ in range(20)]
+    for line in lines:
+        line.sendall(mallory.greeting("NULL") + mallory.ready())
+        assert line.recv(1 << 16)
+        announced = mallory.announcement(wire.MAX_NEAR_FRAME_BYTES, is_command=False)
+        line.sendall(announced + bytes(1 << 16))
+    assert village.hear(a, b, 1)
+    lines[0].settimeout(0.2)
+    with pytest.raises(TimeoutError):  # it is not cut off
+        mallory.is_closed(lines[0])
+    assert mallory.resident_bytes() - before < MUCH
 
 
 @pytest.mark.parametrize("num_blocks", [2, 100])

@@ -252,7 +252,7 @@ def test_frames_for_sockets_are_copies_where_payloads_are_lent() -> None:
     pair = Pair()
     tensors = {"x": torch.ones(wire.MAX_FRAME_BYTES + 1, dtype=torch.uint8)}
     snapshot = pair.snapshots.take(Payload(tensors), wire.slots_of(tensors))
-    frames = snapshot.frames
+    frames = snapshot.frames(wire.MAX_FRAME_BYTES)
     assert snapshot.can_be_lent
     assert [len(frame) for frame in frames] == [wire.MAX_FRAME_BYTES, 1]
     assert all(frame.tracker is None for frame in frames)

@@ -187,8 +187,14 @@ def test_too_many_messages_ahead_of_time_are_dropped(peers: Peers) -> None:
     assert list(a.collect(Tag(5), [1], PATIENT_S).on_time) == [1]
 
 
-def test_a_block_travels_in_frames_and_arrives_whole(peers: Peers, raw: Raw) -> None:
+@pytest.mark.parametrize(
+    ("frame_bytes", "sizes"), [(1 << 20, [1 << 20, 1 << 20, 702_848]), (1 << 26, [2_800_000])]
+)
+def test_a_block_travels_in_frames_and_arrives_whole(
+    peers: Peers, raw: Raw, monkeypatch: pytest.MonkeyPatch, frame_bytes: int, sizes: list[int]
+) -> None:
     """Hand numbers: 4 * 700,000 bytes are two frames of 2^20 bytes and one of 702,848."""
+    monkeypatch.setattr(wire, "MAX_NEAR_FRAME_BYTES", frame_bytes)
     a = peers.make(0)
     other, endpoint = raw.bound()
     opening = peers.threads.submit(a.open, {0: a.endpoint, 1: endpoint}, [1])
@@ -200,7 +206,7 @@ def test_a_block_travels_in_frames_and_arrives_whole(peers: Peers, raw: Raw) -> 
     sent = Payload({"x": torch.arange(700_000, dtype=torch.float32)})
     assert a.post(Tag(1), {1: sent}) == 2_800_000
     _, header, *block = other.recv_multipart()
-    assert [len(frame) for frame in block] == [1 << 20, 1 << 20, 702_848]
+    assert [len(frame) for frame in block] == sizes
     fields = replace(wire.decode_header(header, 1 << 30), sender=1, incarnation=7)
     line.send_multipart([wire.encode_header(fields), *block])
     received = a.collect(Tag(1), [1], PATIENT_S).on_time[1].tensors["x"]

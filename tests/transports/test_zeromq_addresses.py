@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from p2p_dml.errors import StartupError
-from p2p_dml.transports._addresses import (
+from p2p_dml.addresses import (
     AddressBook,
+    is_here,
     is_ipv6,
     is_wildcard,
     peer_on,
@@ -18,6 +18,7 @@ from p2p_dml.transports._addresses import (
     route_to,
     to_listen_on,
 )
+from p2p_dml.errors import StartupError
 from p2p_dml.transports.zeromq import ZeroMQTransport
 from p2p_dml.types import Payload, PeerId, Tag
 from p2p_dml.wire import Header, Kind, encode_header
@@ -221,3 +222,24 @@ def test_a_neighbour_that_is_alive_is_not_moved(peers: Peers, raw: Raw) -> None:
     hello = encode_header(Header(Kind.HELLO, b"r" * 16, 1, 1, Tag(0), "tcp://127.0.0.1:1"))
     assert raw.ask(a, raw.dealer(a.endpoint), hello)[0] is Kind.WELCOME
     assert a._hands.book[1] == b.endpoint
+
+
+@pytest.mark.parametrize(
+    ("address", "here"),
+    [
+        ("ipc:///tmp/0.sock", True),
+        ("tcp://127.0.0.1:5800", True),
+        ("tcp://127.9.9.9:5800", True),
+        ("tcp://localhost:5800", True),
+        ("tcp://[::1]:5800", True),
+        ("tcp://10.0.0.7:5800", False),
+        ("tcp://[2001:db8::7]:5800", False),
+        ("tcp://*:5800", False),
+        ("tcp://0.0.0.0:5800", False),
+        ("tcp://[::]:5800", False),
+        ("tcp://peer-3:5800", False),
+        ("tcp://127.0.0.1.example.org:5800", False),
+    ],
+)
+def test_what_only_this_machine_can_reach(address: str, here: bool) -> None:
+    assert is_here(address) is here

@@ -9,8 +9,8 @@ from typing import final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from p2p_dml.addresses import is_here
 from p2p_dml.errors import ConfigError
-from p2p_dml.launchers.keyring import is_here
 from p2p_dml.tables import explain, read_toml
 from p2p_dml.types import PeerId
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 from collections.abc import Mapping
+from functools import cache
 from typing import final
 
 from p2p_dml.errors import StartupError
@@ -53,6 +55,18 @@ def is_wildcard(address: str) -> bool:
     """Whether it means every address of a machine, so that nobody can be reached there."""
     scheme, host, _ = _parts(address)
     return scheme == "tcp" and host in _WILDCARDS
+
+
+@cache
+def is_here(address: str) -> bool:
+    """Whether only this machine can reach an address; a name other than localhost counts as no."""
+    scheme, host, _ = _parts(address)
+    if scheme != "tcp" or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def is_ipv6(address: str) -> bool:
