@@ -15,9 +15,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
-from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal, final
+from typing import IO, Any, Literal, final, get_args
 
 from p2p_dml.errors import StorageError, TrainingError
 from p2p_dml.types import PeerId
@@ -231,9 +230,9 @@ def event_name(event: type[Any]) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", event.__name__).lower()
 
 
-@cache
-def _name_and_keys(event: type[Any]) -> tuple[str, tuple[str, ...]]:
-    return event_name(event), tuple(each.name for each in fields(event))
+_NAMES_AND_KEYS = {
+    each: (event_name(each), tuple(key.name for key in fields(each))) for each in get_args(Event)
+}
 
 
 class EventLog:
@@ -257,7 +256,7 @@ class EventLog:
 
     def write(self, event: Event) -> None:
         """Append one line; TrainingError if a figure in it is not finite."""
-        name, keys = _name_and_keys(type(event))
+        name, keys = _NAMES_AND_KEYS[type(event)]
         line = {"event": name, "t": round(self._clock(), 6), "peer": self.peer}
         line |= {key: getattr(event, key) for key in keys}
         try:

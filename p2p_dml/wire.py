@@ -18,6 +18,7 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from functools import lru_cache
 
 import msgpack
 import numpy as np
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from p2p_dml.errors import WireError
+from p2p_dml.kernels.copies import copy_checked
 from p2p_dml.types import Payload, PeerId, Tag, Tensors
 
 Buffer = bytes | bytearray | memoryview
@@ -130,8 +132,12 @@ def slots_of(tensors: Mapping[str, Tensor]) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
-def write_block(tensors: Mapping[str, Tensor], slots: Sequence[Slot], out: Tensor) -> None:
-    """Copy tensors (any device) into `out`, uint8 [>= block size]: the one snapshot of a send."""
+def write_block(tensors: Mapping[str, Tensor], slots: Sequence[Slot], out: Tensor) -> bool:
+    """Copy tensors (any device) into `out`, uint8 [>= block size]: the one snapshot of a send.
+
+    Returns whether all their numbers are finite.
+    """
+    is_finite = True
     for slot in slots:
         x = tensors[slot.name].detach()
         place = out[slot.begin : slot.end]
@@ -139,7 +145,8 @@ def write_block(tensors: Mapping[str, Tensor], slots: Sequence[Slot], out: Tenso
             bits = np.packbits(x.cpu().numpy().reshape(-1), bitorder="little")
             place.copy_(torch.from_numpy(bits))
         elif slot.end > slot.begin:
-            place.view(x.dtype).view(x.shape).copy_(x)
+            is_finite &= copy_checked(x, place.view(x.dtype).view(x.shape))
+    return is_finite
 
 
 def encode_block(tensors: Mapping[str, Tensor], slots: Sequence[Slot]) -> bytes:
@@ -175,10 +182,10 @@ def decode_header(data: Buffer, max_block_bytes: int) -> Header:
     if memoryview(data).nbytes > MAX_HEADER_BYTES:
         raise WireError(f"header is {memoryview(data).nbytes} bytes, limit {MAX_HEADER_BYTES}")
     try:
-        fields = msgpack.unpackb(data, max_ext_len=0, max_array_len=MAX_TENSORS)
+        fields = msgpack.unpackb(data, max_ext_len=0, max_array_len=MAX_TENSORS, use_list=False)
     except (ValueError, TypeError, msgpack.UnpackException) as error:
         raise WireError(f"header is not msgpack: {error}") from error
-    if not isinstance(fields, list) or len(fields) < 2 or fields[0] != MAGIC:
+    if not isinstance(fields, tuple) or len(fields) < 2 or fields[0] != MAGIC:
         raise WireError("header does not begin with the magic of this runtime")
     if type(fields[1]) is not int or fields[1] != VERSION:
         raise WireError(f"speaks wire version {_brief(fields[1])}, this peer speaks {VERSION}")
@@ -277,8 +284,15 @@ def _scalars(value: object) -> dict[str, float]:
 
 
 def _slots(value: object) -> tuple[Slot, ...]:
-    if type(value) is not list:
+    if type(value) is not tuple:
         raise WireError("tensors: expected a list")
+    try:
+        return _known_slots(value) if len(value) <= _FEW_TENSORS else _checked_slots(value)
+    except TypeError:  # unhashable: something is in it that is not to be there
+        return _checked_slots(value)
+
+
+def _checked_slots(value: tuple[object, ...]) -> tuple[Slot, ...]:
     slots: list[Slot] = []
     names: set[str] = set()
     end = 0
@@ -292,15 +306,21 @@ def _slots(value: object) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
+# Message after message looks alike.
+_known_slots = lru_cache(maxsize=16, typed=True)(_checked_slots)
+_FEW_TENSORS = 512
+"""Strangers could fill the memory with what is larger."""
+
+
 def _slot(entry: object, begin: int) -> Slot:
     """Check one tensor's entry; it must begin where the previous one lets it."""
-    if type(entry) is not list or len(entry) != 5:
+    if type(entry) is not tuple or len(entry) != 5:
         raise WireError("tensors: expected [name, dtype, shape, begin, end]")
     name = _text(entry[0], "tensor name")
     dtype, shape = entry[1], entry[2]
     if type(dtype) is not str or dtype not in DTYPES:
         raise WireError(f"tensor {name!r}: dtype {_brief(dtype)} is not allowed")
-    if type(shape) is not list or len(shape) > MAX_DIMS:
+    if type(shape) is not tuple or len(shape) > MAX_DIMS:
         raise WireError(f"tensor {name!r}: expected a shape of at most {MAX_DIMS} dimensions")
     sizes = tuple(_natural(size, f"tensor {name!r} shape") for size in shape)
     if math.prod(max(size, 1) for size in sizes) > MAX_NUMEL:  # zeros must not hide the others

@@ -48,6 +48,7 @@ typedef struct {
     int odd;     /* p, if it is taken by multiplication; else 0 */
     void *mean;  /* NULL if not wanted */
     void *slope; /* NULL if not wanted */
+    int *special;
 } job_t;
 
 typedef void work_t(const job_t *job, int64_t begin, int64_t end);
@@ -153,6 +154,15 @@ void p2p_mean(const void *xs, const double *weights, int64_t models, int64_t n, 
 {
     job_t job = {.xs = xs, .weights = weights, .models = models, .mean = mean};
     run(&job, wide ? mean_f64 : mean_f32, n, threads);
+}
+
+/* Copy the array of n that `xs` points to; 1 if all its numbers are finite. */
+int p2p_copy(const void *xs, int64_t n, int wide, int threads, void *copy)
+{
+    int special = 0;
+    job_t job = {.xs = xs, .models = 1, .mean = copy, .special = &special};
+    run(&job, wide ? copy_f64 : copy_f32, n, threads);
+    return !special;
 }
 
 /* `mean` or `slope` may be NULL; p >= 1. */

@@ -26,7 +26,9 @@ _ARGUMENTS: Mapping[str, list[Any]] = {
     "p2p_mean": [*_MODELS, _POINTERS],
     "p2p_power_mean": [*_MODELS, ctypes.c_double, _POINTERS, _POINTERS],
     "p2p_dots": [_POINTERS, _INT64, _INT, _POINTERS],
+    "p2p_copy": [_POINTERS, _INT64, _INT, _INT, _POINTERS],
 }
+_RESULTS = {"p2p_copy": _INT}
 
 
 def load(switch: str) -> ctypes.CDLL | None:
@@ -40,7 +42,7 @@ def load(switch: str) -> ctypes.CDLL | None:
         return None
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)
-        function.argtypes, function.restype = arguments, None
+        function.argtypes, function.restype = arguments, _RESULTS.get(name)
     return library
 
 
@@ -62,6 +64,17 @@ def mean(xs: Sequence[Tensor], weights: Sequence[float], out: Tensor) -> None:
     pointers, shares = _addresses(dense), array("d", weights)
     library.p2p_mean(*_models(dense, pointers, shares), out.data_ptr())
     increment_version(out)
+
+
+def copy(x: Tensor, out: Tensor) -> bool:
+    """Fill the contiguous `out` with x; whether all of it is finite."""
+    assert library is not None
+    dense = x.contiguous()
+    pointers, wide = _addresses([dense]), x.dtype == torch.float64
+    threads = torch.get_num_threads()
+    found = library.p2p_copy(_address(pointers), x.numel(), wide, threads, out.data_ptr())
+    increment_version(out)
+    return bool(found)
 
 
 def power_mean(

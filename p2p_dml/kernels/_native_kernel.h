@@ -269,6 +269,22 @@ INLINE void NAME(store)(NAME(block_t) *block, const job_t *job, int64_t at, int6
         memcpy((REAL *)job->mean + at, block->total, bytes);
 }
 
+/* The first input as it is, in `mean`; raises `special` if there is a NaN or an infinity. */
+CLONES static void NAME(copy)(const job_t *job, int64_t begin, int64_t end)
+{
+    const REAL *x = *(const REAL *const *)job->xs;
+
+    for (int64_t at = begin; at < end; at += TILE) {
+        int64_t count = end - at < TILE ? end - at : TILE;
+        BITS found = 0;
+        for (int64_t i = at; i < at + count; i++)
+            found |= (NAME(bits)(x[i]) & EXPONENT_MASK) == EXPONENT_MASK;
+        memcpy((REAL *)job->mean + at, x + at, (size_t)count * sizeof *x);
+        if (found)
+            __atomic_store_n(job->special, 1, __ATOMIC_RELAXED);
+    }
+}
+
 CLONES static void NAME(power_mean)(const job_t *job, int64_t begin, int64_t end)
 {
     NAME(block_t) tile[TILE / BLOCK];

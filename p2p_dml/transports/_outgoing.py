@@ -15,7 +15,7 @@ from p2p_dml.addresses import is_here, is_ipv6, route_to
 from p2p_dml.errors import StartupError
 from p2p_dml.keys import Keys
 from p2p_dml.transports import _curve
-from p2p_dml.transports._sockets import monitor
+from p2p_dml.transports._sockets import monitor, send
 from p2p_dml.types import PeerId
 
 Block = Sequence[bytes | zmq.Frame]
@@ -157,9 +157,8 @@ class Outgoing:
 
     def send(self, peer: PeerId, header: bytes, block: Block = ()) -> bool:
         """Hand a message to libzmq; False if the queue is full or nobody is connected."""
-        frames: list[bytes | zmq.Frame] = [self._lines[peer].route, header, *block]
         try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
+            send(self.socket, [self._lines[peer].route, header, *block])
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise

@@ -17,7 +17,6 @@ import torch
 import zmq
 from torch import Tensor
 
-from p2p_dml.tensors import not_finite
 from p2p_dml.transports._board import SLOTS
 from p2p_dml.transports._plane import IDLE, Link, Plane, told
 from p2p_dml.transports._segments import Segment
@@ -133,10 +132,10 @@ class Snapshots:
             write_block(payload.tensors, slots, self._scratch)
             return Snapshot(self._scratch[:num_bytes].numpy().data, None)
         is_on_gpu = any(x.is_cuda for x in payload.tensors.values())
-        can_share = self._plane.lends and not_finite(payload.tensors) is None
-        buffer = self._shared_buffer(num_bytes) if can_share else None
-        buffer = buffer or self._private_buffer(num_bytes, pinned=is_on_gpu)
-        write_block(payload.tensors, slots, buffer.memory)
+        buffer = self._shared_buffer(num_bytes) if self._plane.lends else None
+        if buffer is None or not write_block(payload.tensors, slots, buffer.memory):
+            buffer = self._private_buffer(num_bytes, pinned=is_on_gpu)
+            write_block(payload.tensors, slots, buffer.memory)
         return Snapshot(buffer.memory[:num_bytes].numpy().data, buffer)
 
     def _private_buffer(self, num_bytes: int, *, pinned: bool) -> _Buffer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -12,6 +13,9 @@ from p2p_dml import wire
 Frames = list[zmq.Frame]
 
 THIS_MACHINE = "this machine"
+
+# As numbers: sums of pyzmq's own flags cost more than to send a short frame.
+_NOW, _NOW_MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 
 _ENCRYPTION_BYTES = 1024
 """More than encryption adds to a frame."""
@@ -94,9 +98,19 @@ def monitor(each: zmq.Socket[bytes], events: int) -> zmq.Socket[bytes]:
 def receive(each: zmq.Socket[bytes]) -> Frames:
     """The next message of a socket, empty if there is none."""
     try:
-        return each.recv_multipart(zmq.NOBLOCK, copy=False)
+        frames = [each.recv(_NOW, copy=False)]
     except zmq.Again:
         return []
+    while frames[-1].more:
+        frames.append(each.recv(_NOW, copy=False))
+    return frames
+
+
+def send(each: zmq.Socket[bytes], frames: Sequence[bytes | zmq.Frame]) -> None:
+    """Send a message without waiting. Raises zmq.ZMQError, before anything of it has gone."""
+    for frame in frames[:-1]:
+        each.send(frame, _NOW_MORE, copy=not isinstance(frame, zmq.Frame))
+    each.send(frames[-1], _NOW, copy=not isinstance(frames[-1], zmq.Frame))
 
 
 def plain_address(found: str) -> str:
