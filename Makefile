@@ -50,6 +50,7 @@ fuzz: install
 bench: install
 	$(BIN)/python -m benchmarks.limits
 	$(BIN)/python -m benchmarks.rounds
+	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.startup --peers 16 --peers 100
 	$(BIN)/python -m benchmarks.scale
 	$(BIN)/python -m benchmarks.simulation
