@@ -1,11 +1,14 @@
 """What grows with the number of peers, computed and not guessed. Three tables.
 
-python -m benchmarks.scale [--peers 1000,10000,100000] [--params 7850] [--heartbeat-s 5]
+python -m benchmarks.scale [--peers 1000,10000,100000] [--params 7850] [--steps 1]
+    [--latency-ms 10] [--mbps 100] [--jitter 0.2]
 
-Schedule: processor time of one peer per round to know its neighbours (the graph drawn, its links
-turned round, its mixing weights), and the size of one graph. Consensus: rounds of nothing but
-mixing until the distance of the peers' values to their mean is a thousandth, on the very graphs
-and weights of a run. Traffic: what one peer sends in a round, and its heartbeats.
+Schedule: processor time of one peer per round to know its neighbours and mixing weights; that of
+drawing the whole graph, as simulations do, and its size. Traffic: what one peer sends in a round,
+and heartbeats. Consensus: rounds of nothing but mixing until the distance of the peers' values to
+their mean is a thousandth, on the very graphs and weights of a run; how long a round takes if every
+peer is a machine of its own (`benchmarks.on_paper`), with processor times measured here and now
+(`benchmarks.costs`) and latency, bandwidth and jitter as given; and the product of both.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.costs import in_words, measure
+from benchmarks.on_paper import Conditions, round_s
 from p2p_dml import links
 from p2p_dml.kernels.mixing import RULES
 from p2p_dml.links._graphs import links_of
@@ -43,49 +48,68 @@ KINDS: Mapping[str, tuple[Mapping[str, Any], str]] = {
     "one peer, exponential": ({"kind": "one_peer_exponential"}, "push_uniform"),
 }
 MOST_ROUNDS = 300
-FIRST_TICK, TICKS = 1, 3
-HEARTBEAT_BYTES = 9 + 7
+MOST_TIMED = 30
+FIRST_TICK, TICKS, WHOLE_TICKS = 1, 30, 3
+BEAT_BYTES = 9 + 7
 """A ZMTP 3.1 PING without context and its PONG: flags, size, name, the PING's time to live."""
 HEARTBEATS = 3  # in the time after which silence is a loss; on each of two connections
+HEARTBEAT_S = 5.0  # the default where each peer has a machine of its own, and few neighbours
 
 
 def main(
     peers: str = "1000,10000,100000",
     params: Annotated[int, typer.Option(min=1)] = 7850,
-    heartbeat_s: Annotated[float, typer.Option(min=0.1)] = 5.0,
+    steps: Annotated[int, typer.Option(min=0)] = 1,
+    latency_ms: Annotated[float, typer.Option(min=0)] = 10.0,
+    mbps: Annotated[float, typer.Option(min=0.001)] = 100.0,
+    jitter: Annotated[float, typer.Option(min=0)] = 0.2,
 ) -> None:
     console = Console(width=110)
-    schedule = Table("peers", "links", "neighbours", "ms per round", "MB of a graph")
-    consensus = Table("peers", "links", "rounds to a thousandth")
-    traffic = Table("peers", "links", "sent per round, kB", "heartbeats, bytes per s")
+    costs = measure(params)
+    console.print(in_words(costs))
+    conditions = Conditions(latency_s=latency_ms / 1e3, mbps=mbps, jitter=jitter)
+    schedule = Table("peers", "links", "neighbours", "row, ms", "whole graph, ms", "MB")
+    traffic = Table("peers", "links", "sent per round, kB", "heartbeats per s", "bytes per s")
+    consensus = Table("peers", "links", "rounds to 1/1000", "ms per round", "seconds to 1/1000")
     for num_peers in map(int, peers.split(",")):
         for name, (table, rule) in KINDS.items():
             links_now = links.build(table, num_peers, 0, Path())
-            graph = links_now(FIRST_TICK)
-            degree = graph.num_links / num_peers
+            degree = links_now(FIRST_TICK).num_links / num_peers
             row = (f"{num_peers:,}", name)
-            cost_ms = schedule_ms(table, num_peers, rule)
-            schedule.add_row(*row, f"{degree:g}", f"{cost_ms:.3g}", f"{graph_mb(graph):.3g}")
+            own, whole, size = schedule_costs(table, num_peers, rule)
+            schedule.add_row(*row, f"{degree:g}", f"{own:.2g}", f"{whole:.3g}", f"{size:.3g}")
+            beats = degree * 2 * HEARTBEATS / HEARTBEAT_S
+            sent_kb = degree * params * 4 / 1e3
+            traffic.add_row(*row, f"{sent_kb:.4g}", f"{beats:.3g}", f"{beats * BEAT_BYTES:.3g}")
             rounds = rounds_to_consensus(links_now, num_peers)
-            consensus.add_row(*row, str(rounds) if rounds else f"over {MOST_ROUNDS}")
-            beats = degree * 2 * HEARTBEATS * HEARTBEAT_BYTES / heartbeat_s
-            traffic.add_row(*row, f"{degree * params * 4 / 1e3:.4g}", f"{beats:.3g}")
-    for each in (schedule, consensus, traffic):
+            timed = min(rounds or MOST_ROUNDS, MOST_TIMED)
+            seconds = round_s(links_now, timed, costs, conditions, params * 4, steps)
+            words = str(rounds) if rounds else f"over {MOST_ROUNDS}"
+            total = f"{rounds * seconds:.3g}" if rounds else f"over {MOST_ROUNDS * seconds:.3g}"
+            consensus.add_row(*row, words, f"{seconds * 1e3:.3g}", total)
+    for each in (schedule, traffic, consensus):
         console.print(each)
 
 
-def schedule_ms(table: Mapping[str, Any], num_peers: int, rule: str) -> float:
-    """Processor milliseconds of one peer to know its neighbours in a new round; median.
+def schedule_costs(
+    table: Mapping[str, Any], num_peers: int, rule: str
+) -> tuple[float, float, float]:
+    """Processor milliseconds of a peer's own row, and of the whole graph; megabytes of that.
 
-    A graph that never changes costs something in the first round alone, which is not counted.
+    Medians over rounds. A graph that never changes costs something in the first round alone, which
+    is not counted.
     """
     schedule = links.build(table, num_peers, 1, Path())
     weigh = RULES[rule]
-    weigh(schedule(0), 0)
-    return 1e3 * statistics.median(
-        _cpu_s(lambda tick=tick: weigh(schedule(tick), 5))  # type: ignore[misc]
-        for tick in range(FIRST_TICK, FIRST_TICK + TICKS)
-    )
+    weigh(schedule(0), 5)
+    own_s, whole_s = [], []
+    for tick in range(FIRST_TICK, FIRST_TICK + TICKS):
+        own_s.append(_cpu_s(lambda tick=tick: weigh(schedule(tick), 5)))  # type: ignore[misc]
+    for tick in range(FIRST_TICK, FIRST_TICK + WHOLE_TICKS):
+        graph = schedule(tick)
+        whole_s.append(_cpu_s(lambda graph=graph: graph.senders))  # type: ignore[misc]
+    whole_mb = graph_mb(schedule(FIRST_TICK))
+    return 1e3 * statistics.median(own_s), 1e3 * statistics.median(whole_s), whole_mb
 
 
 def _cpu_s(act: Callable[[], object]) -> float:

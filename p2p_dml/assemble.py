@@ -49,6 +49,7 @@ from p2p_dml.types import (
     PeerId,
     Tensors,
 )
+from p2p_dml.wire_format import Coder
 
 Shards = Mapping[PeerId, NDArray[Any]]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
@@ -84,7 +85,8 @@ class Blueprint:
     def mailbox(self, ahead: int) -> Mailbox:
         """A mailbox for one peer; `ahead`: messages kept of a sender whose turn is yet to come."""
         if not isinstance(self.pace, Asynchronous):
-            return TaggedMailbox(ahead)
+            # With overlap who is heard may be two rounds further when its turn comes.
+            return TaggedMailbox(ahead + 2 * self.config.overlap)
         if Need.EVERY_MESSAGE in self.strategy.needs:
             return EveryMailbox(ahead)
         return NewestMailbox(self.pace.max_age)
@@ -103,7 +105,7 @@ class Blueprint:
     def digest(self, model: nn.Module) -> bytes:
         """What peers compare before they talk: configuration, format, layout, first graphs."""
         layout = [(name, str(x.dtype), list(x.shape)) for name, x in model.state_dict().items()]
-        graphs = [self.schedule(tick).senders for tick in range(3)]
+        graphs = [self.schedule(tick).sample() for tick in range(3)]
         facts = [self.config.canonical(), wire.VERSION, __version__, layout, graphs]
         text = json.dumps(facts).encode()
         return hashlib.blake2b(text, digest_size=wire.DIGEST_BYTES).digest()
@@ -335,6 +337,7 @@ def loop_of(
         duration_s=config.duration_s,
         slowness=shared.slowness(me),
         waits=shared.pace.waits,
+        overlap=config.overlap,
         evaluate_every=config.evaluate_every,
         checkpoint_every=config.checkpoint_every,
         min_neighbours=config.min_neighbours,
@@ -353,7 +356,15 @@ def loop_of(
         keep=keep,
         memory=memory,
         clock=clock,
+        coder=coder_of(config, me),
     )
+
+
+def coder_of(config: RunConfig, me: PeerId) -> Coder | None:
+    """What codes the messages of peer `me`; None where they travel as they are."""
+    if config.wire_format == "as_is":
+        return None
+    return Coder(me, str(config.strategy.get("name")), config.wire_format)
 
 
 def checkpoint_of(

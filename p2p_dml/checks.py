@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
+from p2p_dml import wire_format
 from p2p_dml.assemble import Blueprint, learner_of, links_for
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError
@@ -41,6 +42,8 @@ def check_needs(shared: Blueprint) -> None:
     """
     config = shared.config
     check_pace(shared)
+    check_wire_format(shared)
+    check_overlap(shared)
     if config.elastic:
         _check_sizes(config)
     graphs = [shared.schedule(tick) for tick in range(LOOKAHEAD)]
@@ -59,6 +62,7 @@ def check_needs(shared: Blueprint) -> None:
         Need.COMPLETE: all(graph.is_complete for graph in graphs),
         Need.SYNCHRONOUS: True,  # else `check_pace` has refused it
         Need.EVERY_MESSAGE: True,
+        Need.EXACT: True,  # else `check_wire_format` has refused it
     }
     for need in shared.strategy.needs:
         if not found[need]:
@@ -87,6 +91,54 @@ _FIXES = {
     Need.STATIC: "choose links that do not change, such as ring",
     Need.COMPLETE: 'set links = "complete"',
 }
+
+
+def check_wire_format(shared: Blueprint) -> None:
+    """Hold the strategy against coded messages; ConfigError saying what to do instead."""
+    wanted = shared.config.wire_format
+    if wanted != "as_is" and Need.EXACT in shared.strategy.needs:
+        name = str(shared.config.strategy.get("name"))
+        raise ConfigError(
+            f"wire_format: {wanted!r} cannot be used, because {wire_format.obstacle(name)}; set "
+            'wire_format = "as_is", or choose another strategy, such as dpsgd or hyperprism'
+        )
+
+
+def check_overlap(shared: Blueprint) -> None:
+    """Hold the run against messages that are mixed a round later; ConfigError with what to do."""
+    config, strategy = shared.config, shared.strategy
+    if not config.overlap:
+        return
+    against = strategy.needs & _NEVER_LATER.keys()
+    if not shared.pace.waits:
+        raise ConfigError(
+            "overlap: asynchronous rounds wait for nobody, so that there is nothing to overlap; "
+            'leave it out, or set pace = "synchronous"'
+        )
+    if strategy.exchanges != 1 or against:
+        why = (
+            f"it has {strategy.exchanges} exchanges in a round"
+            if strategy.exchanges != 1
+            else min(_NEVER_LATER[need] for need in against)
+        )
+        raise ConfigError(
+            f"overlap: strategy {config.strategy.get('name')!r} cannot mix messages a round after "
+            f"they were sent, because {why}; leave it out, or choose another strategy, such as "
+            "dpsgd or hyperprism"
+        )
+    if config.transport.queue_messages < 2:
+        raise ConfigError(
+            "transport.queue_messages: expected at least 2 with overlap = true, as messages of two "
+            f"rounds are under way; found {config.transport.queue_messages}"
+        )
+
+
+_NEVER_LATER = {
+    Need.SYNCHRONOUS: "both ends of a link must mix in the same round",
+    Need.EVERY_MESSAGE: "what is under way counts in its sums",
+    Need.EXACT: "its messages are codes of their own, read by what was sent in the same round",
+}
+"""Why a strategy with such a need has no use for a message of the round before."""
 
 
 def check_pace(shared: Blueprint) -> None:

@@ -96,7 +96,7 @@ class TransportConfig(_Section):
         None,
         gt=0,
         description="silence after which a connection is dead; default: 5, and more with many "
-        "peers, so that heartbeats between all of them stay below 1,000 per second",
+        "connections, so that there are at most 1,000 heartbeats per second in the whole run",
     )
     linger_s: float = Field(5.0, ge=0, description="wait at the end until others have read all")
     queue_messages: int = Field(4, ge=1, description="messages queued per neighbour and direction")
@@ -221,7 +221,15 @@ class RunConfig(_Section):
     duration_s: float | None = Field(
         None, gt=0, description="a peer ends after the round in which this time is over"
     )
+    overlap: bool = Field(
+        False, description="models travel while the next round is trained, and are mixed in it"
+    )
     mixing: str = Field("metropolis", description="mixing rule: from a graph to weights")
+    wire_format: Literal["as_is", "float16", "bfloat16", "int8"] = Field(
+        "as_is",
+        description="how numbers travel, whatever the dtype: as_is, in 16 bits, or in 8 with a "
+        "scale for each 1,024; every peer's own model stays in full precision",
+    )
     data: Table = Field({"name": "digits"}, description="data set: name, parameters")
     partition: Table = Field({"name": "iid"}, description="how the data are dealt to peers")
     model: Table = Field({"name": "softmax"}, description="model: name, parameters")
@@ -280,14 +288,13 @@ class RunConfig(_Section):
         map_link_files(fields, lambda file: Path(file).name)
         return json.dumps(fields, sort_keys=True)
 
-    @property
-    def heartbeat_s(self) -> float:
-        """`transport.heartbeat_s`, or its default for this number of peers.
+    def heartbeat_s(self, neighbours: int) -> float:
+        """`transport.heartbeat_s`, or its default where each peer has so many neighbours.
 
         Heartbeats go over every connection, two to a neighbour, three times in this time; between
-        200 peers at 5 s they alone would keep two cores busy.
+        200 peers that are all connected they alone would keep two cores busy at 5 s.
         """
-        return self.transport.heartbeat_s or max(5.0, 6 * self.peers**2 / 1000)
+        return self.transport.heartbeat_s or max(5.0, 6 * self.peers * neighbours / 1000)
 
     def private_seed(self, peer: int, purpose: str) -> int:
         """A 63-bit seed that differs between peers and purposes and follows from `seed`."""

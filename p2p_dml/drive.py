@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable
 
 from p2p_dml.errors import ConfigError, ExitCode
-from p2p_dml.peer import Delivery, Exchange, PeerLoop
+from p2p_dml.exchange import Delivery, Exchange
+from p2p_dml.peer import PeerLoop
 from p2p_dml.types import Mail, Transport, outbox_of
 
 
@@ -40,7 +41,7 @@ def drive(
         transport.expect(exchange.upcoming)
         bytes_out = transport.post(exchange.tag, exchange.sent)
         sent = time.perf_counter()
-        mail = transport.collect(exchange.tag, exchange.senders, straggler_s)
+        mail = transport.collect(exchange.awaited, exchange.senders, straggler_s)
         delivery = Delivery(mail, bytes_out, sent - begin, time.perf_counter() - sent)
 
 

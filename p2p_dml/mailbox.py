@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import final
@@ -27,7 +28,8 @@ class TaggedMailbox:
 
     At most `ahead` messages of a sender are kept for exchanges to come, and MANY times as many late
     ones. Who has sent one of those to come and none for this exchange will not: messages of a
-    sender keep their order.
+    sender keep their order. Bytes count for the exchange that they were sent for, whenever they
+    came: so two runs of one seed count the same.
     """
 
     def __init__(self, ahead: int) -> None:
@@ -36,7 +38,7 @@ class TaggedMailbox:
         self._lost: dict[PeerId, Tag] = {}  # up to where nothing comes any more
         self._due: dict[Tag, dict[PeerId, Payload]] = {}
         self._late: list[Message] = []
-        self._num_bytes = 0
+        self._num_bytes: Counter[Tag] = Counter()
 
     def begin(self, tag: Tag) -> None:
         self._tag = tag
@@ -44,7 +46,7 @@ class TaggedMailbox:
             self._late += [Message(j, old, p) for j, p in self._due.pop(old).items()]
 
     def put(self, message: Message, num_bytes: int) -> str | None:
-        self._num_bytes += num_bytes
+        self._num_bytes[message.tag] += num_bytes
         if message.tag < self._tag:
             if sum(m.sender == message.sender for m in self._late) >= MANY * self._ahead:
                 return TOO_MANY
@@ -64,7 +66,7 @@ class TaggedMailbox:
         here = self._due.pop(self._tag, {})
         on_time = {j: here[j] for j in sorted(set(senders) & here.keys())}
         late, self._late = sorted(self._late, key=_by_tag), []
-        num_bytes, self._num_bytes = self._num_bytes, 0
+        num_bytes = sum(self._num_bytes.pop(t) for t in [*self._num_bytes] if t <= self._tag)
         passed = set(senders) - here.keys()
         ahead = max((t.round for t, mail in self._due.items() if passed & mail.keys()), default=0)
         return Mail(on_time, late, num_bytes, ahead=ahead)

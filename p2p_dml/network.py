@@ -66,7 +66,7 @@ class Network:
     def is_lost(self, tag: Tag, sender: PeerId, receiver: PeerId) -> bool:
         """Whether the message of an exchange does not arrive."""
         tick = (tag.round - 1) * self.exchanges + tag.exchange
-        if self.up is not None and sender not in self.up(tick).senders[receiver]:
+        if self.up is not None and sender not in self.up(tick).senders_of(receiver):
             return True
         loss = self.link(sender, receiver).loss
         return loss > 0 and self._draw(tag, sender, receiver)[0] < loss

@@ -15,36 +15,40 @@ from typing import Protocol
 
 from torch import Tensor
 
-from p2p_dml import reading
+from p2p_dml import reading, wire_format
 from p2p_dml.checkpoint import Checkpoint
-from p2p_dml.errors import ConfigError, ExitCode, IsolationError
+from p2p_dml.errors import ConfigError, ExitCode
 from p2p_dml.events import (
     Checkpointed,
     Evaluated,
     Event,
-    Isolated,
     Memory,
     Rejected,
     RoundDone,
     Skipped,
 )
+from p2p_dml.exchange import Delivery, Exchange
+from p2p_dml.isolation import Isolation
 from p2p_dml.kernels import sketch
 from p2p_dml.links import Walk
 from p2p_dml.meter import Meter, Tally
+from p2p_dml.overlap import Overlap, UnderWay
 from p2p_dml.pace import Clock, Slowness, WallClock
 from p2p_dml.states import restore
 from p2p_dml.types import (
     AnyStrategy,
     Inbox,
     Learner,
-    Mail,
     Need,
     Neighbourhood,
+    Outbox,
     PeerId,
     Sent,
     Tag,
     Tensors,
+    outbox_of,
 )
+from p2p_dml.wire_format import Coder
 
 LOOKAHEAD = 8
 """Rounds whose neighbours are connected in advance; the first ones are waited for at start-up."""
@@ -95,6 +99,7 @@ class Plan:
 
     `duration_s` ends the run earlier, after the round in which it is over. `waits` False: only the
     dead and unreachable count where isolation is judged, not those of whom nothing came yet.
+    `overlap`: messages of a round are mixed in the next one (`p2p_dml.overlap`).
     """
 
     rounds: int
@@ -102,34 +107,11 @@ class Plan:
     duration_s: float | None = None
     slowness: Slowness = field(default_factory=Slowness)
     waits: bool = True
+    overlap: bool = False
     evaluate_every: int = 1
     checkpoint_every: int = 0
     min_neighbours: int = 1
     max_isolated_rounds: int = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Exchange:
-    """What the loop asks its driver to do: send, then collect `tag` from `senders`.
-
-    `receivers` are those whom the schedule lets hear this peer.
-    """
-
-    tag: Tag
-    sent: Sent
-    receivers: tuple[PeerId, ...]
-    senders: tuple[PeerId, ...]
-    upcoming: frozenset[PeerId]
-
-
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """What the driver brings back: mail, payload bytes sent, and the seconds both took."""
-
-    mail: Mail
-    bytes_out: int
-    send_s: float = 0.0
-    wait_s: float = 0.0
 
 
 class PeerLoop:
@@ -152,6 +134,7 @@ class PeerLoop:
         keep: Keep | None = None,
         memory: Callable[[], tuple[float, float] | None] | None = None,
         clock: Clock | None = None,
+        coder: Coder | None = None,
     ) -> None:
         self.me = me
         self.round = start.round if start else 0
@@ -166,8 +149,12 @@ class PeerLoop:
         self._save = save
         self._keep = keep
         self._memory = memory
+        self._coder = coder
         self._tally = Tally()
-        self._isolated_rounds = 0
+        self._isolation = Isolation(
+            me=me, least=plan.min_neighbours, most=plan.max_isolated_rounds, on_event=on_event
+        )
+        self._overlap = Overlap(me) if plan.overlap else None
         self._entered = False
         self._stop = False
 
@@ -181,9 +168,12 @@ class PeerLoop:
         self._stop = True
 
     def neighbours(self, round: int, rounds: int = LOOKAHEAD) -> frozenset[PeerId]:
-        """Everyone this peer hears or is heard by in `rounds` rounds from `round` on."""
-        last = min(round + rounds, self._plan.rounds + 1)
-        tags = [Tag(r, e) for r in range(round, last) for e in range(self._strategy.exchanges)]
+        """Everyone this peer hears or is heard by in `rounds` rounds from `round` on.
+
+        With overlap in the round before too, whose messages are still awaited.
+        """
+        first, last = max(1, round - self._plan.overlap), min(round + rounds, self._plan.rounds + 1)
+        tags = [Tag(r, e) for r in range(first, last) for e in range(self._strategy.exchanges)]
         hoods = [self._walk.at(tag) for tag in tags]
         return frozenset().union(*(h.in_weights.keys() | h.out_weights.keys() for h in hoods))
 
@@ -197,11 +187,14 @@ class PeerLoop:
         """
         state = self._strategy.init(self._meter, self._plan.seed)
         if self._start is not None:
-            state, self._start = self._take_over(self._start, state), None
+            taken, self._start = self._take_over(self._start, state), None
             yield None
-        if not self._entered and (
-            self.round == 0 or _is_due(self.round, self._plan.evaluate_every)
-        ):
+            state = taken
+            if isinstance(taken, UnderWay):
+                state = taken.state
+                if not self._entered:
+                    yield self._post_again(taken.outbox)
+        if not self._entered and _is_due(self.round, self._plan.evaluate_every):
             self._evaluate()
         begin = self._clock.now()
         while self.round < self._plan.rounds:
@@ -209,8 +202,9 @@ class PeerLoop:
             self._tally = Tally()
             self._learner.seek(round_)
             state = yield from self._round(state)
+            held = self._overlap.held(state) if self._overlap else state
             if self._keep:
-                self._keep(round_, self._learner.state(), state)
+                self._keep(round_, self._learner.state(), held)
             yield None
             stopping = self._stop  # read once: a signal may come between here and the end
             last = round_ == self._plan.rounds or stopping or self._is_over(begin)
@@ -218,7 +212,7 @@ class PeerLoop:
                 self._evaluate()
             self._report(state)
             if last or _is_due(round_, self._plan.checkpoint_every):
-                file = self._save(round_, self._learner.state(), state)
+                file = self._save(round_, self._learner.state(), held)
                 self._on_event(Checkpointed(round_, file))
             if last:
                 return ExitCode.STOPPED if stopping else ExitCode.DONE
@@ -228,6 +222,7 @@ class PeerLoop:
         """Load the learner's state; returns the strategy's, made like the `fresh` one."""
         if start.outline is None:
             raise ConfigError(f"peer {self.me}, round {start.round}: its checkpoint is too old")
+        fresh = self._overlap.held(fresh) if self._overlap else fresh
         device = next((str(x.device) for x in self._learner.params.values()), "cpu")
         try:
             self._learner.load_state(start.tensors)
@@ -239,9 +234,20 @@ class PeerLoop:
         self._learner.seek(start.round)
         return state
 
+    def _post_again(self, sent: Outbox) -> Exchange:
+        """Send once more what was under way when the checkpoint was written."""
+        assert self._overlap is not None
+        tag = Tag(self.round)
+        hood = self._walk.at(tag)
+        self._overlap.posted(tag, hood, sent)
+        return Exchange(tag, sent, tuple(hood.out_weights), Tag(tag.round - 1), (), frozenset())
+
     def _next_round(self) -> int:
-        """The one after this; or that of the neighbours, if they went on while out of reach."""
-        last = min(self._tally.ahead, self._plan.rounds) - 1
+        """The one after this; or that of the neighbours, if they went on while out of reach.
+
+        With overlap the one before theirs, whose messages they await.
+        """
+        last = min(self._tally.ahead, self._plan.rounds) - 1 - self._plan.overlap
         if last > self.round:
             self._on_event(Skipped(self.round + 1, last))
         return max(self.round, last) + 1
@@ -261,10 +267,16 @@ class PeerLoop:
             upcoming = (
                 self.neighbours(self.round + LOOKAHEAD, 1) if tag.exchange == 0 else frozenset()
             )
-            receivers, senders = tuple(hood.out_weights), tuple(hood.in_weights)
-            delivery = yield Exchange(tag, sent, receivers, senders, upcoming)
+            going = self._coder.outbox(sent, self.round) if self._coder else sent
+            awaited, heard = tag, hood
+            if self._overlap:
+                awaited, heard = self._overlap.turn(tag, hood, going)
+                if self.round == self._plan.rounds:
+                    going = {}  # nobody has a round to mix it in
+            receivers, senders = tuple(hood.out_weights), tuple(heard.in_weights)
+            delivery = yield Exchange(tag, going, receivers, awaited, senders, upcoming)
             assert delivery is not None
-            inbox = self._inbox(hood, sent, delivery)
+            inbox = self._inbox(heard, sent, delivery)
             self._walk.advance()
             before = reading.versions(inbox.messages)
             sent, state = self._advance(steps, inbox)
@@ -303,16 +315,18 @@ class PeerLoop:
 
     def _inbox(self, hood: Neighbourhood, sent: Sent, delivery: Delivery) -> Inbox:
         """Keep what can be read; the rest counts as missing."""
-        read = reading.reader(sent, self._learner.params)
-        good = reading.on_time(delivery.mail, read, self._refuse)
-        reachable = len(good) + (0 if self._plan.waits else delivery.mail.silent)
-        if reachable < min(self._plan.min_neighbours, len(hood.in_weights)):
-            self._note_isolation(len(good))
-            if Need.EVERY_MESSAGE not in self._strategy.needs:
-                good = {}
-        elif hood.in_weights:
-            self._isolated_rounds = 0
-        inbox = Inbox(hood, good, reading.late(delivery.mail, self._refuse))
+        read, mail = reading.reader(sent, self._learner.params), delivery.mail
+        if self._coder:
+            read = self._coder.reader(outbox_of(sent), self._learner.params)
+            mail = wire_format.read_late(mail, read, self._refuse)
+        good = reading.on_time(mail, read, self._refuse)
+        silent = 0 if self._plan.waits else mail.silent
+        if (
+            self._isolation.is_on(self.round, len(hood.in_weights), len(good), silent)
+            and Need.EVERY_MESSAGE not in self._strategy.needs
+        ):
+            good = {}
+        inbox = Inbox(hood, good, reading.late(mail, self._refuse))
         self._count(inbox, delivery)
         return inbox
 
@@ -330,18 +344,8 @@ class PeerLoop:
         tally.late += len(inbox.late)
         tally.ahead = max(tally.ahead, delivery.mail.ahead)
         tally.lost_weight += sum(inbox.hood.in_weights[j] for j in inbox.missing)
-        ages = delivery.mail.ages
+        ages = dict.fromkeys(inbox.messages, 1) if self._overlap else delivery.mail.ages
         tally.ages += [ages[j] for j in inbox.messages if j in ages]
-
-    def _note_isolation(self, heard: int) -> None:
-        self._isolated_rounds += 1
-        self._on_event(Isolated(self.round, heard))
-        if self._isolated_rounds >= self._plan.max_isolated_rounds:
-            raise IsolationError(
-                f"peer {self.me}, round {self.round}: heard {heard} neighbours, fewer than "
-                f"min_neighbours = {self._plan.min_neighbours}, in {self._isolated_rounds} "
-                "exchanges in a row; the others are gone or unreachable"
-            )
 
     def _evaluate(self) -> None:
         begin = self._clock.now()

@@ -10,9 +10,9 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Protocol, final
 
 from p2p_dml.errors import ExitCode
+from p2p_dml.exchange import Delivery, Exchange
 from p2p_dml.pace import VirtualClock
-from p2p_dml.peer import Delivery, Exchange
-from p2p_dml.types import PeerId, Transport
+from p2p_dml.types import PeerId, Tag, Transport
 
 Rounds = Generator[Exchange | None, Delivery | None, ExitCode]
 
@@ -40,6 +40,7 @@ def lockstep(
     rounds = [loop.run() for loop in loops]
     deliveries: list[Delivery | None] = [None] * len(loops)
     running = list(range(len(loops)))
+    posted: dict[tuple[Tag, PeerId], float] = {}
     while running:
         exchanges: dict[int, tuple[Exchange, int]] = {}
         waiting = []
@@ -52,12 +53,15 @@ def lockstep(
             waiting.append(i)
             if step is not None:
                 exchanges[i] = step, transports[i].post(step.tag, step.sent)
-        posted = {i: clocks[i].now() for i in exchanges} if clocks else {}
+        if clocks and exchanges:
+            oldest = min(exchange.awaited for exchange, _ in exchanges.values())
+            posted = {key: at for key, at in posted.items() if key[0] >= oldest}
+            posted |= {(step.tag, i): clocks[i].now() for i, (step, _) in exchanges.items()}
         for i, (exchange, bytes_out) in exchanges.items():
             if clocks:
-                _wait(clocks[i], posted, exchange.senders)
-            mail = transports[i].collect(exchange.tag, exchange.senders, 0.0)
-            wait_s = clocks[i].now() - posted[i] if clocks else 0.0
+                _wait(clocks[i], posted, exchange)
+            mail = transports[i].collect(exchange.awaited, exchange.senders, 0.0)
+            wait_s = clocks[i].now() - posted[exchange.tag, i] if clocks else 0.0
             deliveries[i] = Delivery(mail, bytes_out, wait_s=wait_s)
         running = waiting
         on_exchange()
@@ -83,7 +87,7 @@ def free_running(
         for i, exchange in due.items():
             delivery = None
             if exchange is not None:
-                mail = transports[i].collect(exchange.tag, exchange.senders, 0.0)
+                mail = transports[i].collect(exchange.awaited, exchange.senders, 0.0)
                 delivery = Delivery(mail, sent[i])
             if not agenda.go_on(i, delivery) and agenda.codes[i] is not ExitCode.FAILED:
                 transports[i].close()  # who is killed takes no leave
@@ -123,9 +127,12 @@ class _Agenda:
         return True
 
 
-def _wait(clock: VirtualClock, posted: Mapping[int, float], senders: Sequence[PeerId]) -> None:
-    """Let a clock wait for what its senders have posted."""
-    last = max((posted[j] for j in senders if j in posted), default=0.0)
+def _wait(
+    clock: VirtualClock, posted: Mapping[tuple[Tag, PeerId], float], exchange: Exchange
+) -> None:
+    """Let a clock wait for what its senders have posted of what it awaits."""
+    awaited = [(exchange.awaited, j) for j in exchange.senders]
+    last = max((posted[key] for key in awaited if key in posted), default=0.0)
     clock.sleep(last - clock.now())
 
 

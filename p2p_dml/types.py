@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar
 
 from torch import Tensor
 
-PeerId = int
+from p2p_dml.graph import Graph as Graph
+from p2p_dml.graph import PeerId as PeerId
+
 Tensors = dict[str, Tensor]
 Part = Literal["representation", "decision"]
 
@@ -28,6 +29,7 @@ class Need(Enum):
     COMPLETE = "a complete graph in every round"
     SYNCHRONOUS = "synchronous rounds"
     EVERY_MESSAGE = "every message exactly once, in asynchronous rounds too"
+    EXACT = "messages that come as they were sent"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,42 +73,6 @@ class Tag:
 
     round: int
     exchange: int = 0
-
-
-@dataclass(frozen=True)
-class Graph:
-    """Who hears whom: `senders[i]` are the peers whose messages peer i receives, ascending.
-
-    Directed and sparse; never holds self-loops. An undirected link stands in both lists.
-    """
-
-    senders: tuple[tuple[PeerId, ...], ...]
-
-    @property
-    def num_peers(self) -> int:
-        return len(self.senders)
-
-    @property
-    def num_links(self) -> int:
-        """Number of directed links."""
-        return sum(map(len, self.senders))
-
-    @cached_property
-    def receivers(self) -> tuple[tuple[PeerId, ...], ...]:
-        """`receivers[j]` are the peers that hear peer j, ascending."""
-        out: list[list[PeerId]] = [[] for _ in self.senders]
-        for receiver, heard in enumerate(self.senders):
-            for sender in heard:
-                out[sender].append(receiver)
-        return tuple(map(tuple, out))
-
-    @property
-    def is_symmetric(self) -> bool:
-        return self.senders == self.receivers
-
-    @property
-    def is_complete(self) -> bool:
-        return all(len(heard) == self.num_peers - 1 for heard in self.senders)
 
 
 LinkSchedule = Callable[[int], Graph]

@@ -129,9 +129,29 @@ def test_mailbox_and_queues_follow_from_pace_and_strategy(
 ) -> None:
     parts = parts_of(pace=pace, strategy=strategy, transport={"queue_messages": 6})
     assert isinstance(parts.mailbox(4), kind)
-    limits = limits_of(parts)
+    limits = limits_of(parts, 0)
     assert (limits.queue_messages, limits.resend) == (6, resend)
     assert (Need.EVERY_MESSAGE in parts.strategy.needs) == (strategy == "sgp")
+
+
+@pytest.mark.parametrize(
+    ("peers", "table", "rounds", "expected"),
+    [
+        (8, "complete", 40, 5.0),
+        (50, "complete", 40, 14.7),
+        (1000, {"kind": "static", "of": {"kind": "k_regular", "degree": 4}}, 40, 24.0),
+        (1000, {"kind": "k_regular", "degree": 4}, 2, 48.0),  # eight neighbours by then
+    ],
+)
+def test_heartbeats_are_as_many_as_a_machine_can_bear(
+    peers: int, table: object, rounds: int, expected: float
+) -> None:
+    """Two to each neighbour, three times in `heartbeat_s`: 1,000 per second of all at most."""
+    settings = {"strategy": "dpsgd", "peers": peers, "links": table, "rounds": rounds}
+    parts = parts_of(**settings)
+    assert limits_of(parts, 3).heartbeat_s == pytest.approx(expected)
+    given = parts_of(**settings, transport={"heartbeat_s": 7.0})
+    assert limits_of(given, 3).heartbeat_s == 7.0
 
 
 def test_who_is_slow_follows_from_the_seed() -> None:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from p2p_dml.checkpoint import Checkpoint
 from p2p_dml.errors import ConfigError, ExitCode, IsolationError, WireError
 from p2p_dml.events import Evaluated, Event, Isolated, Rejected, RoundDone, Skipped
+from p2p_dml.exchange import Delivery
 from p2p_dml.kernels.mixing import metropolis
 from p2p_dml.learners import FunctionLearner
 from p2p_dml.links import Walk
 from p2p_dml.pace import Slowness, VirtualClock
-from p2p_dml.peer import Delivery, PeerLoop, Plan
+from p2p_dml.peer import PeerLoop, Plan
 from p2p_dml.strategies import DPSGD, SGP, Local
 from p2p_dml.types import (
     AnyStrategy,
@@ -235,6 +236,15 @@ def test_who_goes_on_begins_after_the_round_of_its_checkpoint() -> None:
     done = [event.round for event in driven.events if isinstance(event, RoundDone)]
     assert (evaluated, done) == ([4, 6], [5, 6])
     assert driven.learner.params["x"].item() == 5.0
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, [3]), (1, [0, 1, 2, 3]), (2, [0, 2, 3])])
+def test_models_are_evaluated_before_the_first_round_too_unless_at_the_end_only(
+    every: int, expected: list[int]
+) -> None:
+    driven = Driven(Plan(rounds=3, seed=0, evaluate_every=every), Local())
+    driven.run(NOBODY)
+    assert [event.round for event in driven.events if isinstance(event, Evaluated)] == expected
 
 
 def test_an_evaluation_that_was_due_at_the_end_only_is_not_done_again() -> None:

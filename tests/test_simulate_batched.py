@@ -37,6 +37,7 @@ BASE: Mapping[str, Any] = {
 CASES: Mapping[str, Mapping[str, Any]] = {
     "local": {"strategy": "local"},
     "dpsgd": {},
+    "overlapped": {"overlap": True},
     "own classes": {"evaluate_on": "own", "model": {"name": "mlp", "init": "kaiming"}},
     "adam": {"train": {"optimiser": "adam", "lr": 0.01, "steps": 3}},
     "allreduce": {"strategy": "allreduce", "links": "complete"},

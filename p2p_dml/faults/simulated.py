@@ -13,9 +13,10 @@ from p2p_dml.checkpoint import write_file
 from p2p_dml.config import FaultPhase
 from p2p_dml.errors import ConfigError, ExitCode
 from p2p_dml.events import Event
+from p2p_dml.exchange import Delivery, Exchange
 from p2p_dml.faults._files import write_half
 from p2p_dml.faults._plan import Agenda, Fault, halves, injected, spoilt
-from p2p_dml.peer import Delivery, Exchange, LocalLearner, PeerLoop
+from p2p_dml.peer import LocalLearner, PeerLoop
 from p2p_dml.simulate import Rounds
 from p2p_dml.types import PeerId, Tensors
 

@@ -1,7 +1,7 @@
 """Mixing weights: from a graph to one peer's row and column of the mixing matrix W.
 
-Each rule costs O(degree) per peer: degrees are read off the graph and are never sent. W acts as
-x_i <- sum_j w_ij x_j.
+Each rule asks the graph for a peer's own row and for its neighbours' degrees, which are never sent.
+W acts as x_i <- sum_j w_ij x_j.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ def metropolis(graph: Graph, me: PeerId) -> Neighbourhood:
     Source: Xiao, Boyd, Kim 2007, local Metropolis-Hastings weights.
     Raises ValueError, naming a one-way link, if the links of `me` are not symmetric.
     """
-    heard = graph.senders[me]
-    if heard != graph.receivers[me]:
+    heard = graph.senders_of(me)
+    if heard != graph.receivers_of(me):
         raise ValueError(_one_way(graph, me))
-    weights = {j: 1.0 / (1 + max(len(heard), len(graph.senders[j]))) for j in heard}
+    degrees = zip(heard, graph.in_degrees(heard), strict=True)
+    weights = {j: 1.0 / (1 + max(len(heard), degree)) for j, degree in degrees}
     return Neighbourhood(me, 1.0 - math.fsum(weights.values()), weights, weights)
 
 
 def _one_way(graph: Graph, me: PeerId) -> str:
-    unanswered = min(set(graph.senders[me]) ^ set(graph.receivers[me]))
-    hears_me = unanswered in graph.receivers[me]
+    unanswered = min(set(graph.senders_of(me)) ^ set(graph.receivers_of(me)))
+    hears_me = unanswered in graph.receivers_of(me)
     listener, speaker = (unanswered, me) if hears_me else (me, unanswered)
     return (
         f"metropolis needs symmetric links, but peer {listener} hears peer {speaker} and not the "
@@ -46,9 +47,11 @@ def push_uniform(graph: Graph, me: PeerId) -> Neighbourhood:
     w_ij = 1 / (1 + out-degree of j). Needs push-sum's extra scalar to undo the bias, unless the
     graph is regular. Source: Assran et al. 2019 (SGP), section 3.
     """
-    own = 1.0 / (1 + len(graph.receivers[me]))
-    heard = {j: 1.0 / (1 + len(graph.receivers[j])) for j in graph.senders[me]}
-    return Neighbourhood(me, own, heard, dict.fromkeys(graph.receivers[me], own))
+    hearers, senders = graph.receivers_of(me), graph.senders_of(me)
+    own = 1.0 / (1 + len(hearers))
+    degrees = zip(senders, graph.out_degrees(senders), strict=True)
+    heard = {j: 1.0 / (1 + degree) for j, degree in degrees}
+    return Neighbourhood(me, own, heard, dict.fromkeys(hearers, own))
 
 
 def neighbour_mean(graph: Graph, me: PeerId) -> Neighbourhood:
@@ -57,9 +60,11 @@ def neighbour_mean(graph: Graph, me: PeerId) -> Neighbourhood:
     w_ij = 1 / (1 + in-degree of i). The mean over peers drifts towards well-heard peers unless
     the graph is regular. Source: de Vos et al. 2023 (Epidemic Learning), algorithm 1.
     """
-    own = 1.0 / (1 + len(graph.senders[me]))
-    hearers = {k: 1.0 / (1 + len(graph.senders[k])) for k in graph.receivers[me]}
-    return Neighbourhood(me, own, dict.fromkeys(graph.senders[me], own), hearers)
+    senders, receivers = graph.senders_of(me), graph.receivers_of(me)
+    own = 1.0 / (1 + len(senders))
+    degrees = zip(receivers, graph.in_degrees(receivers), strict=True)
+    hearers = {k: 1.0 / (1 + degree) for k, degree in degrees}
+    return Neighbourhood(me, own, dict.fromkeys(senders, own), hearers)
 
 
 RULES: Mapping[str, MixingRule] = {

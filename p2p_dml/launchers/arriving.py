@@ -334,6 +334,8 @@ def _obstacle(parts: Blueprint) -> str | None:
     """Why a group whose peers end together cannot run this, if it cannot."""
     if not parts.pace.waits:
         return "rounds are asynchronous"
+    if parts.config.overlap:
+        return "with overlap messages travel while ranks compute"
     if parts.network is not None:
         return "messages can be lost or late on the [network] that is emulated"
     if parts.faults:

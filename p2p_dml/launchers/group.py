@@ -217,7 +217,7 @@ class _Member:
 
     def _open_far(self, loop: PeerLoop) -> Transport:
         """Connect to neighbours on other hosts."""
-        seat, limits = self._seat, limits_of(self._seat.parts)
+        seat, limits = self._seat, limits_of(self._seat.parts, self._seat.me)
         mailbox, incarnation = seat.parts.mailbox(limits.queue_messages), secrets.randbits(62)
         write = self._log.write
         far = ZeroMQTransport(

@@ -33,6 +33,7 @@ from p2p_dml.launchers.process import (
 )
 from p2p_dml.launchers.resuming import Start
 from p2p_dml.launchers.stopping import StoppedEarly
+from p2p_dml.links.acquaintances import acquaintances
 from p2p_dml.links.elastic import Elastic
 from p2p_dml.pace import WallClock
 from p2p_dml.peer import LocalLearner, PeerLoop
@@ -120,7 +121,7 @@ def _bind(
     keys: Keys | None,
     on_event: Callable[[Event], None],
 ) -> ZeroMQTransport:
-    limits = limits_of(parts)
+    limits = limits_of(parts, me)
     mailbox = parts.mailbox(limits.queue_messages)
     return ZeroMQTransport(
         me,
@@ -293,7 +294,7 @@ def in_words(error: Exception) -> str:
     return f"bug, please report it with the log: {type(error).__name__}: {error}"
 
 
-def limits_of(parts: Blueprint) -> Limits:
+def limits_of(parts: Blueprint, me: PeerId) -> Limits:
     """The `[transport]` table as the transport's limits.
 
     Who is not waited for may be overrun: then the newest message, or every one that there is room
@@ -301,11 +302,20 @@ def limits_of(parts: Blueprint) -> Limits:
     """
     config = parts.config
     names = {field.name for field in fields(Limits)} - {"heartbeat_s", "handshake_s", "resend"}
-    limits = Limits(**config.transport.model_dump(include=names), heartbeat_s=config.heartbeat_s)
+    heartbeat_s = config.heartbeat_s(_connections(parts, me))
+    limits = Limits(**config.transport.model_dump(include=names), heartbeat_s=heartbeat_s)
     if parts.pace.waits:
         return limits
     is_every = Need.EVERY_MESSAGE in parts.strategy.needs
     return replace(limits, resend=limits.queue_messages if is_every else 1)
+
+
+def _connections(parts: Blueprint, me: PeerId) -> int:
+    """To how many others `me` comes to be connected: to all of them where peers come and go."""
+    if parts.config.elastic:
+        return parts.config.peers - 1
+    ticks = parts.config.rounds * parts.strategy.exchanges
+    return acquaintances(parts.schedule, me, ticks)
 
 
 def started_event(

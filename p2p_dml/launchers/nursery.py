@@ -29,7 +29,7 @@ import torch
 import torch._dynamo  # the first optimiser imports it: 1 s and 75 MB
 
 from p2p_dml.assemble import Blueprint
-from p2p_dml.launchers.process import fork
+from p2p_dml.launchers.process import fill_gaps, fork
 from p2p_dml.launchers.single import Assignment, prepare, run_assignment
 from p2p_dml.types import PeerId
 
@@ -45,6 +45,7 @@ def main() -> None:
         pass  # as every step of an optimiser does; the first one imports what takes 2 MB
     parts = prepare(Assignment(**first["assignment"], me=-1), first["peers"])
     gc.collect()
+    fill_gaps()
     gc.freeze()  # later collections leave shared pages alone
     children: dict[int, PeerId] = {}
 

@@ -66,7 +66,7 @@ def prepare(task: Assignment, peers: Iterable[PeerId]) -> Blueprint | None:
         return None
     if not config.elastic:  # there graphs go by what a peer hears
         for tick in range(LOOKAHEAD):
-            _ = parts.schedule(tick).receivers  # kept from now on
+            _ = parts.schedule(tick).receivers_of(0)  # a graph drawn whole is kept from now on
     return parts
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from p2p_dml.types import Graph
+from p2p_dml.graph import Graph, PeerId, Row, Rows
 
 Words = NDArray[np.uint64]
 Ints = NDArray[np.int64]
@@ -17,6 +18,9 @@ Flags = NDArray[np.bool_]
 # Graphs of the last ticks are kept, since all peers of a simulation ask for the same ones: those of
 # the exchange at hand and of the rounds whose connections are being prepared.
 RECENT = 32
+
+FEW = 256
+"""Up to so many peers whole graphs are drawn: one costs a peer little more than its row would."""
 
 # Streams of `words`; schedules themselves count up from 0.
 SHARED_STREAM = 1 << 62
@@ -99,7 +103,85 @@ def empty(num_peers: int) -> Graph:
 def complete(num_peers: int) -> Graph:
     """Everybody hears everybody else."""
     everyone = tuple(range(num_peers))
-    return Graph(tuple(everyone[:me] + everyone[me + 1 :] for me in everyone))
+
+    def others(me: PeerId) -> Row:
+        return everyone[:me] + everyone[me + 1 :]
+
+    return Graph(
+        Rows(
+            num_peers=num_peers,
+            senders_of=others,
+            whole=lambda: tuple(map(others, everyone)),
+            degree=num_peers - 1,
+        )
+    )
+
+
+def closed_form(
+    num_peers: int,
+    senders_of: Callable[[PeerId], Iterable[int]],
+    whole: Callable[[], Graph],
+    receivers_of: Callable[[PeerId], Iterable[int]] | None = None,
+    degree: int | None = None,
+) -> Graph:
+    """A graph whose rows follow from the peer alone, in any order; its own id is left out.
+
+    The rest as for `Rows`.
+    """
+
+    def row(find: Callable[[PeerId], Iterable[int]], me: PeerId) -> Row:
+        return tuple(sorted(set(find(me)) - {me}))
+
+    return Graph(
+        Rows(
+            num_peers=num_peers,
+            senders_of=lambda me: row(senders_of, me),
+            receivers_of=(lambda me: row(receivers_of, me)) if receivers_of else None,
+            whole=lambda: whole().senders,
+            degree=degree,
+        )
+    )
+
+
+_PAIRS = 1 << 19  # looked at together: arrays that a processor's cache holds
+
+
+def of_pairs(num_peers: int, is_linked: Callable[[Ints, Ints], Flags]) -> Graph:
+    """The graph of the pairs for which `is_linked` says so, given arrays of low and high ends.
+
+    Links go both ways. A row takes num_peers of its answers.
+    """
+    everyone = np.arange(num_peers)
+    step = max(1, _PAIRS // num_peers)
+
+    def rows_of(peers: Sequence[PeerId]) -> Flags:
+        mine = np.asarray(peers, dtype=np.int64)[:, None]
+        linked = is_linked(np.minimum(mine, everyone), np.maximum(mine, everyone))
+        linked &= mine != everyone
+        return linked
+
+    def degrees(peers: Sequence[PeerId]) -> list[int]:
+        starts = range(0, len(peers), step)
+        parts = (rows_of(peers[a : a + step]).sum(1).tolist() for a in starts)
+        return list(chain.from_iterable(parts))
+
+    def whole() -> tuple[Row, ...]:
+        found = []
+        for start in range(0, num_peers, step):
+            mine, others = everyone[start : start + step, None], everyone[None, start:]
+            linked = is_linked(np.minimum(mine, others), others) & (mine < others)
+            found.append(np.array(np.nonzero(linked)) + start)
+        left, right = np.concatenate(found, axis=1)
+        return two_way(num_peers, left, right).senders
+
+    return Graph(
+        Rows(
+            num_peers=num_peers,
+            senders_of=lambda me: tuple(np.flatnonzero(rows_of([me])[0]).tolist()),
+            whole=whole,
+            in_degrees=degrees,
+        )
+    )
 
 
 def require(holds: bool, message: str) -> None:

@@ -11,8 +11,12 @@ from typing import final
 
 import numpy as np
 
+from p2p_dml.graph import PeerId, Row, Rows
 from p2p_dml.links._graphs import (
+    FEW,
     RECENT,
+    Flags,
+    Ints,
     check_seed,
     check_share,
     complete,
@@ -23,6 +27,7 @@ from p2p_dml.links._graphs import (
     require,
     words,
 )
+from p2p_dml.links._shuffles import pair_words
 from p2p_dml.types import Graph, LinkSchedule
 
 
@@ -46,11 +51,42 @@ class Failing:
 @lru_cache(maxsize=RECENT)
 def _thinned(of: LinkSchedule, p: float, seed: int, tick: int) -> Graph:
     graph = of(tick)
+    if graph.num_peers > FEW:
+        return _thinned_by_pairs(graph, p, seed, tick)
     receivers, senders = links_of(graph)
     low, high = np.minimum(receivers, senders), np.maximum(receivers, senders)
     pairs, of_link = np.unique(low * graph.num_peers + high, return_inverse=True)
     up = ~happens(words(seed, tick, len(pairs)), p)[of_link]
     return one_way(graph.num_peers, receivers[up], senders[up])
+
+
+def _thinned_by_pairs(graph: Graph, p: float, seed: int, tick: int) -> Graph:
+    """What is drawn for a link follows from its ends: the other links need not be known."""
+    first, second = words(seed, tick, 2).tolist()
+
+    def are_up(one: Ints, other: Ints) -> Flags:
+        low, high = np.minimum(one, other), np.maximum(one, other)
+        return ~happens(pair_words(low, high, (first, second)), p)
+
+    def thinned(me: PeerId, row: Row) -> Row:
+        others = np.array(row, dtype=np.int64)
+        return tuple(others[are_up(np.full_like(others, me), others)].tolist())
+
+    def whole() -> tuple[Row, ...]:
+        receivers, senders = links_of(graph)
+        up = are_up(receivers, senders)
+        return one_way(graph.num_peers, receivers[up], senders[up]).senders
+
+    return Graph(
+        Rows(
+            num_peers=graph.num_peers,
+            senders_of=lambda me: thinned(me, graph.senders_of(me)),
+            receivers_of=None
+            if graph.is_two_way
+            else lambda me: thinned(me, graph.receivers_of(me)),
+            whole=whole,
+        )
+    )
 
 
 @final

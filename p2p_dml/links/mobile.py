@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 
 from p2p_dml.links._graphs import (
     RECENT,
+    Flags,
     Ints,
     below,
     check_peers,
     check_seed,
     check_share,
+    of_pairs,
     require,
-    two_way,
     words,
 )
 from p2p_dml.types import Graph
@@ -71,7 +72,11 @@ def _places(num_peers: int, speed: float, seed: int, tick: int) -> Ints:
 @lru_cache(maxsize=RECENT)
 def _within_reach(num_peers: int, radius: float, speed: float, seed: int, tick: int) -> Graph:
     x, y = _places(num_peers, speed, seed, tick).T
-    # At most 2 (2^30)^2: squares of whole steps fit 64 bits.
-    squares = np.subtract.outer(x, x) ** 2 + np.subtract.outer(y, y) ** 2
-    left, right = np.nonzero(np.triu(squares <= int(radius * _SIDE) ** 2, 1))
-    return two_way(num_peers, left, right)
+    reach = int(radius * _SIDE) ** 2
+
+    def are_near(low: Ints, high: Ints) -> Flags:
+        # At most 2 (2^30)^2: squares of whole steps fit 64 bits.
+        near: Flags = (x[low] - x[high]) ** 2 + (y[low] - y[high]) ** 2 <= reach
+        return near
+
+    return of_pairs(num_peers, are_near)

@@ -5,7 +5,7 @@ Every graph is a function of (seed, tick) alone; the static ones always use tick
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import count, islice
@@ -14,6 +14,7 @@ from typing import final
 import numpy as np
 
 from p2p_dml.links._graphs import (
+    FEW,
     RECENT,
     Ints,
     below,
@@ -21,13 +22,16 @@ from p2p_dml.links._graphs import (
     check_seed,
     check_share,
     happens,
+    of_pairs,
     one_way,
     require,
     shuffled,
     two_way,
     words,
 )
+from p2p_dml.links._lifts import is_lifted, lift
 from p2p_dml.links._regular import regular_graph
+from p2p_dml.links._shuffles import pair_words
 from p2p_dml.types import Graph
 
 
@@ -49,6 +53,8 @@ class RandomMatching:
 
 @lru_cache(maxsize=RECENT)
 def _matching(num_peers: int, seed: int, tick: int) -> Graph:
+    if is_lifted(num_peers, 1):
+        return lift(num_peers, 1, seed, tick, directed=False)
     order = shuffled(words(seed, tick, num_peers))
     half = num_peers // 2
     return two_way(num_peers, order[:half], order[half : 2 * half])
@@ -59,7 +65,7 @@ def _matching(num_peers: int, seed: int, tick: int) -> Graph:
 class ErdosRenyi:
     """Each pair is linked with probability `density`, drawn anew every tick.
 
-    Takes num_peers^2 / 2 words per tick. Source: Gilbert 1959, G(n, p).
+    A row takes num_peers words, which follow from the pair. Source: Gilbert 1959, G(n, p).
     """
 
     num_peers: int
@@ -77,6 +83,12 @@ class ErdosRenyi:
 
 @lru_cache(maxsize=RECENT)
 def _erdos_renyi(num_peers: int, density: float, seed: int, tick: int) -> Graph:
+    if num_peers > FEW:
+        first, second = words(seed, tick, 2).tolist()
+        return of_pairs(
+            num_peers,
+            lambda low, high: happens(pair_words(low, high, (first, second)), density),
+        )
     left, right = _pairs(num_peers)
     up = happens(words(seed, tick, len(left)), density)
     return two_way(num_peers, left[up], right[up])
@@ -113,7 +125,8 @@ class KRegular:
 
 @lru_cache(maxsize=RECENT)
 def _k_regular(num_peers: int, degree: int, seed: int, tick: int) -> Graph:
-    return regular_graph(num_peers, degree, seed, tick, directed=False)
+    draw = lift if is_lifted(num_peers, degree) else regular_graph
+    return draw(num_peers, degree, seed, tick, directed=False)
 
 
 @final
@@ -144,7 +157,8 @@ class Epidemic:
 
 @lru_cache(maxsize=RECENT)
 def _epidemic_regular(num_peers: int, fanout: int, seed: int, tick: int) -> Graph:
-    return regular_graph(num_peers, fanout, seed, tick, directed=True)
+    draw = lift if is_lifted(num_peers, fanout) else regular_graph
+    return draw(num_peers, fanout, seed, tick, directed=True)
 
 
 @lru_cache(maxsize=RECENT)
@@ -197,16 +211,22 @@ def _small_world(num_peers: int, degree: int, rewire: float, seed: int) -> Graph
     right = (left + np.repeat(np.arange(1, degree // 2 + 1), num_peers)) % num_peers
     moves = happens(words(seed, 0, len(left), 0), rewire)
     picks = words(seed, 0, len(left), 1)[moves].tolist()
-    everyone = frozenset(range(num_peers))
     for i, j, pick in zip(left[moves].tolist(), right[moves].tolist(), picks, strict=True):
-        free = sorted(everyone.difference(heard[i], (i,)))
-        if free:
-            new = free[pick % len(free)]
+        taken = sorted({*heard[i], i})
+        if len(taken) < num_peers:
+            new = _free(pick % (num_peers - len(taken)), taken)
             heard[i].remove(j)
             heard[j].remove(i)
             heard[i].add(new)
             heard[new].add(i)
     return Graph(tuple(tuple(sorted(row)) for row in heard))
+
+
+def _free(index: int, taken: Sequence[int]) -> int:
+    """The peer at `index` of those that are not `taken` (which ascend)."""
+    for each in taken:
+        index += each <= index
+    return index
 
 
 @final

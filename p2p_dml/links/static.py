@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isqrt
@@ -12,6 +13,7 @@ import numpy as np
 from p2p_dml.links._graphs import (
     RECENT,
     check_peers,
+    closed_form,
     complete,
     empty,
     one_way,
@@ -52,7 +54,11 @@ class Ring:
 @lru_cache(maxsize=RECENT)
 def _ring(num_peers: int) -> Graph:
     peers = np.arange(num_peers)
-    return two_way(num_peers, peers, (peers + 1) % num_peers)
+    return closed_form(
+        num_peers,
+        lambda me: ((me - 1) % num_peers, (me + 1) % num_peers),
+        lambda: two_way(num_peers, peers, (peers + 1) % num_peers),
+    )
 
 
 @final
@@ -77,7 +83,11 @@ class Star:
 @lru_cache(maxsize=RECENT)
 def _star(num_peers: int, hub: int) -> Graph:
     peers = np.arange(num_peers)
-    return two_way(num_peers, peers, np.full(num_peers, hub))
+    return closed_form(
+        num_peers,
+        lambda me: range(num_peers) if me == hub else (hub,),
+        lambda: two_way(num_peers, peers, np.full(num_peers, hub)),
+    )
 
 
 @final
@@ -127,6 +137,18 @@ def _squarest(num_peers: int) -> int:
 
 @lru_cache(maxsize=RECENT)
 def _lattice(num_peers: int, rows: int, wraps: bool) -> Graph:
+    columns = num_peers // rows
+
+    def near(me: int) -> Iterator[int]:
+        row, column = divmod(me, columns)
+        for r, c in ((row - 1, column), (row + 1, column), (row, column - 1), (row, column + 1)):
+            if wraps or (0 <= r < rows and 0 <= c < columns):
+                yield r % rows * columns + c % columns
+
+    return closed_form(num_peers, near, lambda: _whole_lattice(num_peers, rows, wraps))
+
+
+def _whole_lattice(num_peers: int, rows: int, wraps: bool) -> Graph:
     at = np.arange(num_peers).reshape(rows, -1)
     steps = [(at, np.roll(at, -1, 0)), (at, np.roll(at, -1, 1))]
     if not wraps:
@@ -155,9 +177,7 @@ class Exponential:
 
 @lru_cache(maxsize=RECENT)
 def _exponential(num_peers: int) -> Graph:
-    hops = 2 ** np.arange(_num_hops(num_peers))
-    receivers = np.repeat(np.arange(num_peers), len(hops))
-    return one_way(num_peers, receivers, (receivers - np.tile(hops, num_peers)) % num_peers)
+    return _hops(num_peers, [2**k for k in range(_num_hops(num_peers))])
 
 
 @final
@@ -182,8 +202,23 @@ class OnePeerExponential:
 
 @lru_cache(maxsize=RECENT)
 def _hop(num_peers: int, hop: int) -> Graph:
-    receivers = np.arange(num_peers)
-    return one_way(num_peers, receivers, (receivers - hop) % num_peers)
+    return _hops(num_peers, [hop])
+
+
+def _hops(num_peers: int, hops: Sequence[int]) -> Graph:
+    """Peer i hears i - hop for each of `hops`, different ones below the number of peers."""
+
+    def whole() -> Graph:
+        receivers = np.repeat(np.arange(num_peers), len(hops))
+        return one_way(num_peers, receivers, (receivers - np.tile(hops, num_peers)) % num_peers)
+
+    return closed_form(
+        num_peers,
+        lambda me: ((me - hop) % num_peers for hop in hops),
+        whole,
+        receivers_of=lambda me: ((me + hop) % num_peers for hop in hops),
+        degree=len(hops),
+    )
 
 
 def _num_hops(num_peers: int) -> int:

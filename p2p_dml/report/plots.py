@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -260,7 +260,8 @@ def data_split(peers: Sequence[PeerRecord]) -> Figure:
         bars, grid = figure.subplots(2, 1, sharex=True, height_ratios=[1.2, height])
         _class_map(figure, grid, peers, num_classes)
     dress(bars, "" if num_classes else "peer", "samples")
-    bars.bar([peer.peer for peer in peers], samples, color=colour(0), width=0.8)
+    places = np.array([peer.peer for peer in peers])
+    _bars(bars, places, np.array(samples, dtype=float), color=colour(0))
     whole_numbers(bars.xaxis, 20)
     return figure
 
@@ -273,7 +274,7 @@ def phases(seconds: Mapping[str, Floats], rows: str) -> Figure:
     table = np.stack(list(seconds.values()))  # [bars, phases]
     base = np.zeros(len(seconds))
     for index, phase in enumerate(PHASES):
-        axes.bar(places, table[:, index], 0.8, bottom=base, color=PALETTE[index], label=phase)
+        _bars(axes, places, table[:, index], base, color=PALETTE[index], label=phase)
         base = base + table[:, index]
     # Some 20 labels fit; runs have longer names than peers and are few.
     shown = places[:: max(1, -(-len(places) // 20))]
@@ -287,6 +288,17 @@ def phases(seconds: Mapping[str, Floats], rows: str) -> Figure:
     return figure
 
 
+def _bars(
+    axes: Axes, places: Ints, heights: Floats, base: Floats | float = 0.0, **style: Any
+) -> None:
+    """A bar on `base` at each of `places`, which ascend; of very many peers one outline of all."""
+    if len(places) <= _MOST_BARS:
+        axes.bar(places, heights, 0.8, bottom=base, **style)
+        return
+    edges = np.append(places - 0.5, places[-1] + 0.5)
+    axes.stairs(base + heights, edges, baseline=base, fill=True, **style)
+
+
 def by_round(series: Sequence[tuple[Ints, Floats]]) -> tuple[Ints, Floats]:
     """Align (rounds, values) of several peers: rounds [e] with a known value, table [n, e]."""
     known = [(rounds[np.isfinite(x)], x[np.isfinite(x)]) for rounds, x in series]
@@ -296,6 +308,8 @@ def by_round(series: Sequence[tuple[Ints, Floats]]) -> tuple[Ints, Floats]:
         row[np.searchsorted(all_rounds, rounds)] = values
     return all_rounds, table
 
+
+_MOST_BARS = 200  # each is an object of its own to the plotting library
 
 _OVER: dict[Over, str] = {
     "rounds": "over communication rounds",

@@ -71,7 +71,7 @@ class ADOM:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.SYMMETRIC, Need.DOUBLY_STOCHASTIC, Need.SYNCHRONOUS})
+        return frozenset({Need.SYMMETRIC, Need.DOUBLY_STOCHASTIC, Need.SYNCHRONOUS, Need.EXACT})
 
     @property
     def exchanges(self) -> int:

@@ -77,7 +77,7 @@ class ADOMPlus:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.SYMMETRIC, Need.DOUBLY_STOCHASTIC, Need.SYNCHRONOUS})
+        return frozenset({Need.SYMMETRIC, Need.DOUBLY_STOCHASTIC, Need.SYNCHRONOUS, Need.EXACT})
 
     def init(self, learner: Learner, seed: int) -> ADOMPlusState:
         """x = xf = the initial model, everything dual 0."""

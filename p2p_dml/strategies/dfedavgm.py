@@ -49,7 +49,7 @@ class DFedAvgM:
     @property
     def needs(self) -> frozenset[Need]:
         # A code of a model long past is too far away to be read.
-        coded = {Need.SYNCHRONOUS} if self.bits else set()
+        coded = {Need.SYNCHRONOUS, Need.EXACT} if self.bits else set()
         return frozenset({Need.DOUBLY_STOCHASTIC} | coded)
 
     @property

@@ -73,7 +73,7 @@ class DisPFL:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset()
+        return frozenset({Need.EXACT})
 
     @property
     def exchanges(self) -> int:

@@ -70,7 +70,8 @@ class FedPM:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.DOUBLY_STOCHASTIC} if self.combine == "weights" else ())
+        mean = {Need.DOUBLY_STOCHASTIC} if self.combine == "weights" else set()
+        return frozenset({Need.EXACT} | mean)
 
     @property
     def exchanges(self) -> int:

@@ -48,7 +48,7 @@ class GradientTracking:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.DOUBLY_STOCHASTIC, Need.SYNCHRONOUS})
+        return frozenset({Need.DOUBLY_STOCHASTIC, Need.SYNCHRONOUS, Need.EXACT})
 
     def init(self, learner: Learner, seed: int) -> Tracking:
         """y = g at the initial model; c = 0."""

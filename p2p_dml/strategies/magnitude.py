@@ -64,7 +64,7 @@ class Magnitude:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.DOUBLY_STOCHASTIC})
+        return frozenset({Need.DOUBLY_STOCHASTIC, Need.EXACT})
 
     @property
     def exchanges(self) -> int:

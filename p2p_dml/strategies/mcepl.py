@@ -94,7 +94,7 @@ class MCEPL:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset()
+        return frozenset({Need.EXACT})
 
     @property
     def exchanges(self) -> int:

@@ -62,7 +62,7 @@ class Mudag:
     @property
     def needs(self) -> frozenset[Need]:
         fast = {Need.STATIC} if self.lambda2 else set()
-        return frozenset({Need.DOUBLY_STOCHASTIC, Need.SYNCHRONOUS} | fast)
+        return frozenset({Need.DOUBLY_STOCHASTIC, Need.SYNCHRONOUS, Need.EXACT} | fast)
 
     def init(self, learner: Learner, seed: int) -> MudagState:
         """y = y_last = x and no gradient: the first round is a gradient step."""

@@ -56,7 +56,9 @@ class SGP:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.COLUMN_STOCHASTIC, Need.EVERY_MESSAGE})
+        # A share is told as the difference of two sums, each many times as large.
+        exact = {Need.EXACT} if self.running_sums else set()
+        return frozenset({Need.COLUMN_STOCHASTIC, Need.EVERY_MESSAGE} | exact)
 
     @property
     def exchanges(self) -> int:

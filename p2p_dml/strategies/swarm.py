@@ -47,7 +47,8 @@ class Swarm:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.DOUBLY_STOCHASTIC, Need.SYNCHRONOUS})
+        coded = {Need.EXACT} if self.bits else set()
+        return frozenset({Need.DOUBLY_STOCHASTIC, Need.SYNCHRONOUS} | coded)
 
     @property
     def exchanges(self) -> int:

@@ -240,6 +240,8 @@ def go(
     rounds: int,
     run: Path,
     resumed_at: int = 0,
+    *,
+    overlap: bool = False,
     training: Training = MOMENTUM,
 ) -> list[Tensors]:
     """Networks in lock step to the end of `rounds`, saved in the folder `run` every third round.
@@ -264,7 +266,7 @@ def go(
             strategy,
             SupervisedLearner(model, dataset, shard, training, seed=3, peer=me),
             Walk(lambda tick: graph, metropolis, me, 0, strategy.exchanges),
-            Plan(rounds=rounds, seed=me, checkpoint_every=3),
+            Plan(rounds=rounds, seed=me, checkpoint_every=3, overlap=overlap),
             on_event=lambda event: None,
             save=save,
             start=start,

@@ -212,6 +212,27 @@ def test_a_resumed_run_has_every_bit_of_an_uninterrupted_one(
         assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "params"), [case for case in CASES if case[0] in ("dpsgd", "hyperprism")]
+)
+def test_a_resumed_run_with_messages_under_way_has_every_bit(
+    battery: Battery, name: str, params: Params, tmp_path: Path
+) -> None:
+    expected = battery.go(make(name, params), 6, tmp_path / "whole", overlap=True)
+    battery.go(make(name, params), 3, tmp_path / "parts", overlap=True)
+    resumed = battery.go(make(name, params), 6, tmp_path / "parts", resumed_at=3, overlap=True)
+    for ours, theirs in zip(resumed, expected, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(x, ours[key]) for key, x in theirs.items())
+    plain = battery.go(make(name, params), 6, tmp_path / "plain")
+    assert any(
+        not torch.equal(x, theirs[key])
+        for ours, theirs in zip(plain, expected, strict=True)
+        for key, x in ours.items()
+        if key in theirs
+    )
+
+
 @every_strategy
 def test_reports_are_degrees_of_the_models_layer_groups(
     battery: Battery, name: str, params: Params

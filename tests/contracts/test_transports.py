@@ -249,6 +249,21 @@ def test_messages_ahead_of_time_wait_for_their_tag(connect: Connect) -> None:
     assert received == sent == 12
 
 
+def test_an_exchange_can_be_collected_when_the_next_is_posted(connect: Connect) -> None:
+    """As with overlap: what is collected is one round old, always, and nothing is late."""
+    peers = connect(3)
+    for round_ in range(1, 7):
+        for me, peer in enumerate(peers):
+            others = [j for j in range(3) if j != me]
+            peer.post(Tag(round_), dict.fromkeys(others, number(10 * round_ + me)))
+        for me, peer in enumerate(peers):
+            others = [j for j in range(3) if j != me and round_ > 1]
+            mail = peer.collect(Tag(round_ - 1), others, PATIENT_S)
+            found = {j: value(payload) for j, payload in mail.on_time.items()}
+            assert found == {j: 10 * (round_ - 1) + j for j in others}
+            assert not mail.late
+
+
 def test_a_tensor_that_cannot_travel_is_an_error_of_the_sender(connect: Connect) -> None:
     a, _ = connect(2)
     with pytest.raises(TypeError, match=r"tensor 'z': torch\.complex64 cannot be sent"):

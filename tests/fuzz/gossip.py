@@ -9,10 +9,11 @@ from typing import final
 import torch
 from torch import Tensor
 
+from p2p_dml.exchange import Delivery, Exchange
 from p2p_dml.kernels.mixing import metropolis, push_uniform
 from p2p_dml.links import Walk
 from p2p_dml.links.static import Complete
-from p2p_dml.peer import Delivery, Exchange, Metrics, PeerLoop, Plan
+from p2p_dml.peer import Metrics, PeerLoop, Plan
 from p2p_dml.strategies import STRATEGIES as CLASSES
 from p2p_dml.tables import build
 from p2p_dml.tensors import clone
@@ -27,6 +28,7 @@ from p2p_dml.types import (
     Tensors,
     outbox_of,
 )
+from p2p_dml.wire_format import Coder
 from tests.fuzz.feed import Feed
 
 STRATEGIES: Mapping[str, tuple[str, Mapping[str, object]]] = MappingProxyType(
@@ -48,9 +50,14 @@ STRATEGIES: Mapping[str, tuple[str, Mapping[str, object]]] = MappingProxyType(
         "fedpm": ("fedpm", {}),
         "dispfl": ("dispfl", {}),
         "magnitude": ("magnitude", {}),
+        "dpsgd-int8": ("dpsgd", {}),
+        "sgp-float16": ("sgp", {}),
     }
 )
 """Name and parameters of what is attacked."""
+
+WIRE_FORMATS: Mapping[str, str] = MappingProxyType({"dpsgd-int8": "int8", "sgp-float16": "float16"})
+"""How the messages of some of them travel."""
 
 PEERS = 3
 DTYPES = (torch.float32, torch.float64, torch.uint8, torch.int16, torch.bool, torch.bfloat16)
@@ -111,8 +118,9 @@ def make(name: str, params: Mapping[str, object]) -> AnyStrategy:
 class Attacked:
     """Peer 0 of three, whose neighbours send it whatever the fuzzer makes of its own messages."""
 
-    def __init__(self, case: tuple[str, Mapping[str, object]]) -> None:
-        strategy = make(*case)
+    def __init__(self, name: str) -> None:
+        strategy = make(*STRATEGIES[name])
+        coded = WIRE_FORMATS.get(name)
         rule = push_uniform if Need.COLUMN_STOCHASTIC in strategy.needs else metropolis
         walk = Walk(Complete(num_peers=PEERS), rule, 0, 1, strategy.exchanges)
         plan = Plan(rounds=1 << 30, seed=3, evaluate_every=0, max_isolated_rounds=1 << 30)
@@ -124,6 +132,7 @@ class Attacked:
             plan,
             on_event=lambda event: None,
             save=lambda round, model, state: "",
+            coder=Coder(0, name, coded) if coded else None,
         )
         self._going = self._loop.run()
         self._step: Exchange | None = self._next(None)

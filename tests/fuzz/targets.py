@@ -248,7 +248,7 @@ def liveness(data: bytes) -> None:
 
 
 def _gossip(name: str) -> Target:
-    attacked = functools.cache(lambda life: Attacked(STRATEGIES[name]))
+    attacked = functools.cache(lambda life: Attacked(name))
     count = iter(range(1 << 62))
 
     def target(data: bytes) -> None:

@@ -77,14 +77,55 @@ PLAIN: Mapping[str, Mapping[str, object]] = {
     "sparse": {"strategy": {"name": "dispfl", "steps": 2, "prune_rounds": 4}},
     "largest": {"strategy": {"name": "magnitude", "keep_decision": 0.5}},
     "heavy ball": {"strategy": {"name": "dfedavgm", "bits": 16}},
+    "dpsgd, in 16 bits": {"strategy": "dpsgd", "wire_format": "float16"},
+    "learned p, large, in 8 bits": {
+        "strategy": "hyperprism",
+        "model": LARGE,
+        "wire_format": "int8",
+    },
+    "dpsgd, large, by sockets, in 8 bits": {
+        "strategy": "dpsgd",
+        "model": LARGE,
+        "wire_format": "int8",
+        "transport": {"shared_memory": False},
+    },
+    "push, in 16 bits": {
+        "strategy": "sgp",
+        "links": "one_peer_exponential",
+        "mixing": "push_uniform",
+        "wire_format": "bfloat16",
+    },
+    "dpsgd, overlapped": {"strategy": "dpsgd", "overlap": True},
+    "dpsgd before, large, overlapped": {
+        "strategy": {"name": "dpsgd", "combine": "before"},
+        "model": LARGE,
+        "overlap": True,
+        "transport": {"queue_messages": 2},
+    },
+    "learned p, large, by sockets, in 8 bits, overlapped": {
+        "strategy": "hyperprism",
+        "model": LARGE,
+        "wire_format": "int8",
+        "overlap": True,
+        "transport": {"shared_memory": False},
+    },
 }
 LOSSY = {"loss": 0.2, "up": {"kind": "failing", "p": 0.2, "of": "complete"}}
 """A network that loses a third of all messages."""
 
-ON_LOSSY = ("dpsgd", "8-bit pairs", "masks", "push", "adom+", "learned p")
+ON_LOSSY = (
+    "dpsgd",
+    "8-bit pairs",
+    "masks",
+    "push",
+    "adom+",
+    "learned p",
+    "dpsgd, in 16 bits",
+    "dpsgd, overlapped",
+)
 VARIANTS = {**PLAIN, **{f"{x}, lossy": {**PLAIN[x], "network": LOSSY} for x in ON_LOSSY}}
 IN_BOTH = ("local", "dpsgd", "allreduce", "p=9", "learned p", "masks")
-ONLY_IN_DOUBLE = ("tracking", "push", "adom+", "push, lossy", "adom+, lossy")
+ONLY_IN_DOUBLE = ("tracking", "push", "adom+", "push, lossy", "adom+, lossy", "push, in 16 bits")
 SINGLE = [(name, "float32", "ipc") for name in VARIANTS if name not in ONLY_IN_DOUBLE]
 DOUBLE = [(name, "float64", "tcp") for name in IN_BOTH + ONLY_IN_DOUBLE]
 
@@ -93,7 +134,8 @@ Runs = tuple[Path, Path]
 
 
 def _config(variant: str, dtype: str, scheme: str) -> config.RunConfig:
-    tables = {**BASE, **VARIANTS[variant], "dtype": dtype, "transport": {"scheme": scheme}}
+    tables: dict[str, Any] = {**BASE, **VARIANTS[variant], "dtype": dtype}
+    tables["transport"] = {**tables.get("transport", {}), "scheme": scheme}
     return config.parse(tables, Path())
 
 

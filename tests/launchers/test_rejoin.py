@@ -82,8 +82,18 @@ def lose_one(shell: Shell, **more: object) -> Ended:
         ({"strategy": "sgp", "mixing": "push_uniform"}, "neighbour"),
         ({"transport": {"scheme": "tcp"}}, "neighbour"),
         ({"transport": {"encryption": "curve"}}, "neighbour"),
+        ({"overlap": True}, "neighbour"),
+        ({"overlap": True, "checkpoint_every": 1}, "checkpoint"),
     ],
-    ids=["neighbour's model", "own checkpoint", "push-sum", "at another port", "encrypted"],
+    ids=[
+        "neighbour's model",
+        "own checkpoint",
+        "push-sum",
+        "at another port",
+        "encrypted",
+        "overlapped",
+        "overlapped, own checkpoint",
+    ],
 )
 def test_a_lost_peer_comes_back(shell: Shell, more: dict[str, object], source: str) -> None:
     ended = lose_one(shell, **more)
@@ -104,7 +114,7 @@ def test_a_lost_peer_comes_back(shell: Shell, more: dict[str, object], source: s
         assert states[:2] == ["dead", "alive"]
         missing = {e["round"]: e["missing"] for e in events(shell, peer, "round_done")}
         assert all(each in ([], [VICTIM]) for each in missing.values())
-        assert missing[FATAL_ROUND] == [VICTIM]
+        assert missing[FATAL_ROUND + ("overlap" in more)] == [VICTIM]
         assert missing[ROUNDS] == []
 
 

@@ -87,6 +87,24 @@ def test_killed_and_resumed(shell: Shell, whole: Path) -> None:
     _expect_same(run, whole)
 
 
+def test_messages_under_way_when_all_were_killed_are_sent_again(
+    shell: Shell, tmp_path: Path
+) -> None:
+    """Models of 8 bits, mixed a round after they were sent."""
+    tables = {**TABLES, "strategy": "hyperprism", "wire_format": "int8", "overlap": True}
+    simulated.simulate(config.parse(tables, tmp_path), tmp_path / "whole", _ignore)
+    report.write_figures(tmp_path / "whole")
+    run = shell.folder / "out"
+    process = shell.start("run", shell.write("run.toml", tables), "--out", "out", "--quiet")
+    shell.wait_until(lambda: _done(run, 1) >= 5, "round 5 is over")
+    process.kill()
+    shell.end(process)
+    ended = shell.run("run", "--resume", "out")
+    assert ended.code == 0, ended.err
+    assert "resumed after round" in ended.out
+    _expect_same(run, tmp_path / "whole")
+
+
 @pytest.mark.slow
 def test_stopped_by_a_signal_and_resumed_without_periodic_checkpoints(
     shell: Shell, whole: Path

@@ -55,8 +55,15 @@ VARIANTS: Mapping[str, Mapping[str, object]] = {
     "fedpm": {"strategy": {"name": "fedpm", "steps": 2}},
     "dispfl": {"strategy": {"name": "dispfl", "steps": 2, "prune_rounds": 3}},
     "magnitude": {"strategy": {"name": "magnitude", "keep_decision": 0.5}},
+    "dpsgd, int8": {"strategy": "dpsgd", "wire_format": "int8", "transport": {"debug": True}},
+    "sgp, float16": {
+        "strategy": "sgp",
+        "wire_format": "float16",
+        "links": "one_peer_exponential",
+        "mixing": "push_uniform",
+    },
 }
-"""What differs from `BASE`, by strategy."""
+"""What differs from `BASE`, by strategy, or by a name for it."""
 
 Runs = tuple[Path, Path]
 """Folders of all runs by ranks, and by the simulator."""
@@ -99,7 +106,9 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def test_every_strategy_is_compared() -> None:
-    assert VARIANTS.keys() == STRATEGIES.keys()
+    assert {config.parse(_tables(name), Path()).strategy["name"] for name in VARIANTS} == {
+        *STRATEGIES
+    }
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -11,6 +11,8 @@ import pytest
 
 from p2p_dml import links
 from p2p_dml.errors import ConfigError
+from p2p_dml.kernels.mixing import RULES
+from p2p_dml.links import combinators, mobile, random, static
 from p2p_dml.types import Graph, LinkSchedule
 
 ROOT = Path(__file__).parents[2]
@@ -177,3 +179,57 @@ def test_odd_peers_of_odd_degree_are_refused() -> None:
 def test_no_peers_at_all_are_refused(name: str) -> None:
     with pytest.raises(ConfigError, match="num_peers must be at least 1, got 0"):
         build(name, num_peers=0)
+
+
+MANY = 300
+"""More peers than have their graphs drawn whole."""
+
+
+@pytest.mark.parametrize("name", sorted(set(CASES) - {"trace"}))
+def test_of_many_peers_each_finds_its_own_row_and_weights(name: str) -> None:
+    """As from the whole graph, whose rows nobody has asked for before."""
+    rules = (
+        RULES.values() if name in SYMMETRIC else [RULES["push_uniform"], RULES["neighbour_mean"]]
+    )
+    for tick in (0, 5, 1_000_000):
+        whole = Graph(build(name, num_peers=MANY)(tick).senders)
+        for me in (0, 3, MANY - 1):
+            graph = fresh(name, tick)
+            assert graph.senders_of(me) == whole.senders[me]
+            assert graph.receivers_of(me) == whole.receivers[me]
+            assert all(type(j) is int for j in graph.senders_of(me))
+            for rule in rules:
+                assert rule(fresh(name, tick), me) == rule(whole, me)
+
+
+def fresh(name: str, tick: int) -> Graph:
+    """A graph that remembers no row: no cache has seen its seed or, in closed form, may matter."""
+    for cache in (random, static, mobile, combinators):
+        for each in vars(cache).values():
+            if hasattr(each, "cache_clear"):
+                each.cache_clear()
+    return build(name, num_peers=MANY)(tick)
+
+
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_links_of_many_are_symmetric_where_promised(name: str) -> None:
+    if name != "trace":
+        graph = Graph(build(name, num_peers=MANY)(3).senders)
+        assert graph.is_symmetric
+
+
+@pytest.mark.parametrize("name", REDRAWN)
+def test_redrawn_graphs_of_many_depend_on_tick_and_seed(name: str) -> None:
+    schedules = [build(name, seed, MANY) for seed in (7, 8)]
+    graphs = {schedule(tick).senders for schedule in schedules for tick in range(4)}
+    assert len(graphs) == 8
+
+
+def test_links_of_many_come_as_often_as_they_should() -> None:
+    """Within five standard deviations of a binomial count."""
+    pairs = MANY * (MANY - 1) // 2
+    drawn = [build("erdos_renyi", num_peers=MANY)(tick).num_links // 2 for tick in range(5)]
+    assert abs(sum(drawn) - 5 * pairs * 0.3) < 5 * (5 * pairs * 0.3 * 0.7) ** 0.5
+    thinned = links.build({"kind": "failing", "p": 0.3, "of": "complete"}, MANY, 7, Path())
+    up = sum(thinned(tick).num_links // 2 for tick in range(5))
+    assert abs(up - 5 * pairs * 0.7) < 5 * (5 * pairs * 0.3 * 0.7) ** 0.5

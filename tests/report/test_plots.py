@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 
 from p2p_dml.events import RoundDone, Started
 from p2p_dml.report import plots
@@ -160,6 +161,22 @@ def test_data_without_classes_is_bars_only(
     start = Started(pid=1, incarnation=0, endpoint="", parameters=1, samples=9, class_counts=[])
     append(folder, 0, (1, start))
     assert len(plots.data_split(peers_of(folder)).axes) == 1
+
+
+@pytest.mark.parametrize("count", [200, 1000])
+def test_bars_of_very_many_peers_are_one_outline_of_the_same_heights(count: int) -> None:
+    """A thousand bars of five phases would take the plotting library many seconds."""
+    seconds = {str(i): np.arange(5.0) + i for i in range(count)}
+    axes = plots.phases(seconds, "peer").axes[0]
+    assert len(axes.patches) == (5 * count if count <= 200 else 5)
+    total = 10.0 + 5 * (count - 1)  # of the last peer's phases
+    if count > 200:
+        last = axes.patches[-1]
+        assert isinstance(last, StepPatch)
+        tops, _, bottoms = last.get_data()
+        assert tops[-1] == total
+        assert np.asarray(bottoms)[-1] == total - (count - 1 + 4)
+    assert axes.get_ylim()[1] >= total
 
 
 def test_phases_are_stacked() -> None:
