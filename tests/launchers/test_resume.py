@@ -75,16 +75,20 @@ def _figures(run: Path) -> dict[str, Any]:
 _MEMORY = {"pss_mb_median", "pss_mb_max", "rss_mb_median"}
 
 
-def test_killed_and_resumed(shell: Shell, whole: Path) -> None:
+def _killed_and_resumed(shell: Shell, tables: Mapping[str, Any]) -> Path:
     run = shell.folder / "out"
-    process = shell.start("run", shell.write("run.toml", TABLES), "--out", "out", "--quiet")
+    process = shell.start("run", shell.write("run.toml", tables), "--out", "out", "--quiet")
     shell.wait_until(lambda: _done(run, 1) >= 5, "round 5 is over")
     process.kill()
     shell.end(process)
     ended = shell.run("run", "--resume", "out")
     assert ended.code == 0, ended.err
     assert "resumed after round" in ended.out
-    _expect_same(run, whole)
+    return run
+
+
+def test_killed_and_resumed(shell: Shell, whole: Path) -> None:
+    _expect_same(_killed_and_resumed(shell, TABLES), whole)
 
 
 def test_messages_under_way_when_all_were_killed_are_sent_again(
@@ -94,15 +98,7 @@ def test_messages_under_way_when_all_were_killed_are_sent_again(
     tables = {**TABLES, "strategy": "hyperprism", "wire_format": "int8", "overlap": True}
     simulated.simulate(config.parse(tables, tmp_path), tmp_path / "whole", _ignore)
     report.write_figures(tmp_path / "whole")
-    run = shell.folder / "out"
-    process = shell.start("run", shell.write("run.toml", tables), "--out", "out", "--quiet")
-    shell.wait_until(lambda: _done(run, 1) >= 5, "round 5 is over")
-    process.kill()
-    shell.end(process)
-    ended = shell.run("run", "--resume", "out")
-    assert ended.code == 0, ended.err
-    assert "resumed after round" in ended.out
-    _expect_same(run, tmp_path / "whole")
+    _expect_same(_killed_and_resumed(shell, tables), tmp_path / "whole")
 
 
 @pytest.mark.slow
