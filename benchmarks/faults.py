@@ -28,7 +28,7 @@ from p2p_dml import config
 from p2p_dml.assemble import schedule_of
 from p2p_dml.events import event_file, read_events
 from p2p_dml.launchers import local, simulated
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.report import load
 
 Line = dict[str, Any]

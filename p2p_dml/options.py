@@ -41,7 +41,6 @@ def settings_of(
     Raises ConfigError if both or none are given.
     """
     from p2p_dml import config
-    from p2p_dml.launchers import resuming
 
     if (file is None) == (resume is None):
         found = "none" if file is None else "both"
@@ -54,5 +53,7 @@ def settings_of(
         return config.load(file, overrides), None
     if out is not None:
         raise ConfigError(f"--out {out}: a resumed run goes on in its own folder; leave it out")
+    from p2p_dml.launchers import resuming
+
     past = resuming.read(resume, overrides, mode)
     return past.config, past

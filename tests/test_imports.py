@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -153,3 +155,10 @@ def test_what_a_module_never_imports(module: str, forbidden: set[str]) -> None:
 
 def test_every_module_has_its_place_and_every_place_its_module() -> None:
     assert {top(module_of(file)) for file in FILES} == set(LEVEL_OF)
+
+
+@pytest.mark.parametrize("module", ["cli", "config", "launchers.local", "launchers.ranks"])
+def test_what_runs_before_the_nursery_starts_imports_no_torch(module: str) -> None:
+    """The nursery takes 2 s to import it; the command would take as long before that."""
+    program = f"import sys, p2p_dml.{module}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

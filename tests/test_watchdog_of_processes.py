@@ -11,6 +11,7 @@ from p2p_dml import config
 from p2p_dml.errors import ExitCode
 from p2p_dml.events import event_file, read_events
 from p2p_dml.launchers import local
+from p2p_dml.launchers.outcome import Outcome
 
 HUNG, ROUNDS = 2, 12
 RUN: dict[str, object] = {
@@ -23,7 +24,7 @@ RUN: dict[str, object] = {
 }
 
 
-def hang(tmp_path: Path, for_s: float, **watchdog: object) -> tuple[local.Outcome, Path]:
+def hang(tmp_path: Path, for_s: float, **watchdog: object) -> tuple[Outcome, Path]:
     fault = {"peers": [HUNG], "round": 3, "kind": "hang", "for_s": for_s}
     run = config.parse({**RUN, "watchdog": watchdog, "faults": [fault]}, Path())
     return local.run(run, tmp_path / "run", lambda folder, started: lambda: None), tmp_path / "run"

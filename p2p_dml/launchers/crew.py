@@ -1,4 +1,7 @@
-"""Peers of this machine, all of a run or some: forked from a nursery, told to stop, counted."""
+"""Peers of this machine, all of a run or some: forked from a nursery, told to stop, counted.
+
+Imports no torch: the nursery does, for all, and its launcher need not wait to start it.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,15 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, final
 
-from p2p_dml.config import RunConfig
 from p2p_dml.errors import ExitCode
+from p2p_dml.graph import PeerId
 from p2p_dml.launchers.process import STOP_GRACE_S, THREAD_VARIABLES
 from p2p_dml.launchers.rendezvous import Book, Desk
-from p2p_dml.launchers.single import Assignment
-from p2p_dml.types import PeerId
 
 
 class Aborted(Exception):
@@ -194,27 +194,6 @@ def hired(threads: int) -> Iterator[Crew]:
             process.kill()
             process.wait()
         process.stdout.close()
-
-
-def assignment_of(
-    config: RunConfig,
-    run: Path,
-    scratch: Path,
-    *,
-    starts: Mapping[PeerId, int] | None = None,
-    listen: Sequence[str] | None = None,
-) -> dict[str, Any]:
-    """An `Assignment` as JSON, for everyone: all but `me`.
-
-    `starts`: the round that each peer of a resumed run goes on after.
-    """
-    home = str(config.folder.resolve())
-    rounds = [starts[peer] for peer in range(config.peers)] if starts is not None else None
-    everyone = Assignment(
-        str(run.resolve()), str(scratch), home, me=0, starts=rounds, listen=listen
-    )
-    own = {"me", "again"}
-    return {key: value for key, value in asdict(everyone).items() if key not in own}
 
 
 def last_words(scratch: Path, peers: Iterable[PeerId]) -> dict[PeerId, str]:

@@ -26,11 +26,11 @@ from typing import Any, final
 import numpy.ma
 import numpy.random  # noqa: F401
 import torch
-import torch._dynamo  # the first optimiser imports it: 1 s and 75 MB
 
 from p2p_dml.assemble import Blueprint
+from p2p_dml.launchers.assignment import Assignment
 from p2p_dml.launchers.process import fill_gaps, fork
-from p2p_dml.launchers.single import Assignment, prepare, run_assignment
+from p2p_dml.launchers.single import prepare, run_assignment
 from p2p_dml.types import PeerId
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, final
 
 from p2p_dml.errors import ConfigError
-from p2p_dml.types import PeerId
+from p2p_dml.graph import PeerId
 
 if TYPE_CHECKING:  # every start of the command imports this module
     from p2p_dml.config import TransportConfig

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from p2p_dml.errors import StartupError
 from p2p_dml.files import write_whole
-from p2p_dml.types import PeerId
+from p2p_dml.graph import PeerId
 
 Book = dict[PeerId, str]
 

@@ -33,7 +33,7 @@ from p2p_dml.events import EventLog, Finished, Joined, Started, event_file
 from p2p_dml.faults import Agenda
 from p2p_dml.faults.simulated import Fate, Mortal, check_possible
 from p2p_dml.launchers import folder
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.launchers.process import keep_freed_memory, on_stop_signals
 from p2p_dml.launchers.resuming import Past, Start, start_of, take_up
 from p2p_dml.learners import drawback

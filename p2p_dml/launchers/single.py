@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -17,6 +16,7 @@ from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError, ExitCode, P2PError
 from p2p_dml.launchers import folder
 from p2p_dml.launchers.addresses import bind_of, find, places
+from p2p_dml.launchers.assignment import Assignment
 from p2p_dml.launchers.keyring import keys_of
 from p2p_dml.launchers.last_round import LastRound
 from p2p_dml.launchers.life import AnyLearner, Terms, in_words, run_peer
@@ -30,25 +30,6 @@ from p2p_dml.types import PeerId
 
 LAST_ROUND = "last-round"
 """The file of `LastRound` in the launcher's folder."""
-
-
-@dataclass(frozen=True, slots=True)
-class Assignment:
-    """What the local launcher hands a forked peer: plain text and numbers, so it can be JSON.
-
-    `shared` is the launcher's folder with data set, shards and sockets; relative paths of the run
-    file begin at `folder`. `starts`: the round that each peer of a resumed run goes on after.
-    `listen`: where each peer listens, those of other hosts too; None: where the system likes.
-    `again`: the peer was lost, and the others are past the beginning.
-    """
-
-    run: str
-    shared: str
-    folder: str
-    me: PeerId
-    starts: Sequence[int] | None = None
-    listen: Sequence[str] | None = None
-    again: bool = False
 
 
 def prepare(task: Assignment, peers: Iterable[PeerId]) -> Blueprint | None:

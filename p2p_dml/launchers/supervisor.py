@@ -29,7 +29,8 @@ from p2p_dml.data import Dataset
 from p2p_dml.errors import P2PError
 from p2p_dml.launchers import folder
 from p2p_dml.launchers.addresses import addresses
-from p2p_dml.launchers.crew import Aborted, Crew, assignment_of, hired, last_words
+from p2p_dml.launchers.assignment import assignment_of
+from p2p_dml.launchers.crew import Aborted, Crew, hired, last_words
 from p2p_dml.launchers.last_round import LastRound
 from p2p_dml.launchers.rendezvous import Desk
 from p2p_dml.launchers.scratch import lay_out, temporary_folder

@@ -21,10 +21,11 @@ from p2p_dml.errors import ConfigError
 from p2p_dml.learners._draws import RoundDraws, seeded
 from p2p_dml.learners._forward import Forward, in_precision
 from p2p_dml.learners._metrics import EvaluateOn, Score, cross_entropy
+from p2p_dml.learners._optimiser import Optimiser
 from p2p_dml.learners._parallel_copies import Copies
 from p2p_dml.learners._parallel_team import Team
 from p2p_dml.learners._samples import Samples, own_counts, test_samples, train_samples
-from p2p_dml.learners._training import Training, optimiser_state
+from p2p_dml.learners._training import Training
 from p2p_dml.types import Tensors
 
 _ALL = -1
@@ -77,7 +78,7 @@ class Share:
         forward = _wrapped(self._placement, module, sample, training.parallel)
         self._params = dict(module.named_parameters())
         self._trainable = {name: p for name, p in self._params.items() if p.requires_grad}
-        self._optimiser = training.make_optimiser(self._trainable.values())
+        self._optimiser = Optimiser(self._trainable.values(), training)
         like = next(iter(self._params.values()))
         self._trained = in_precision(forward, training, like)
         tested = module if training.parallel == "ddp" else forward  # DDP itself only trains
@@ -124,7 +125,7 @@ class Share:
             self._backward(next(self._grad_batches))
         grads = {name: p.grad for name, p in self._trainable.items() if p.grad is not None}
         found = self._collected(grads, is_leader=at is not None)
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimiser.zero_grad()
         return found
 
     def score(self, whole: Tensors | None) -> dict[int, Score]:
@@ -141,14 +142,14 @@ class Share:
 
     def optimiser(self, *, is_leader: bool) -> Tensors:
         """A copy of the optimiser's state as `SupervisedLearner.state` names it; only there."""
-        return self._collected(optimiser_state(self._optimiser), is_leader=is_leader)
+        return self._collected(self._optimiser.named_state(), is_leader=is_leader)
 
     def check_optimiser(self, state: Mapping[str, Tensor]) -> None:
         """Whether `load_optimiser` can take `state`; ConfigError if it is of another one."""
         shapes = {index: p.shape for index, p in enumerate(self._trainable.values())}
-        for index, entry in self._training.state_entries(state).items():
+        for index, entry in self._optimiser.entries(state).items():
             for key, value in entry.items():
-                if value.shape != (torch.Size() if key == "step" else shapes.get(index)):
+                if value.shape != (torch.Size() if key == "step" else shapes[index]):
                     raise ConfigError(
                         f"the checkpoint does not fit the model: 'optimiser/{index}/{key}' has "
                         f"shape {list(value.shape)}"
@@ -156,7 +157,7 @@ class Share:
 
     def load_optimiser(self, state: Mapping[str, Tensor] | None) -> None:
         """Take over what `optimiser` returned at the leader; None at followers."""
-        keys = self._training.state_keys()
+        keys = self._optimiser.keys
         names = [[f"{index}/{key}" for key in keys] for index in range(len(self._trainable))]
         present = torch.zeros(len(names), len(keys), dtype=torch.int64)
         if state is not None:
@@ -170,8 +171,7 @@ class Share:
                         own = torch.zeros(()) if key == "step" else torch.zeros_like(p)
                         self._placement.spread(own, _of(state, f"{index}/{key}"))
                         entries.setdefault(index, {})[key] = own
-        groups = self._optimiser.state_dict()["param_groups"]
-        self._optimiser.load_state_dict({"state": entries, "param_groups": groups})
+        self._optimiser.state = entries
 
     def _slice_of(self, positions: NDArray[Any]) -> NDArray[Any]:
         return slice_of(positions, self._team.place, self._team.size)
@@ -213,7 +213,7 @@ class Share:
         x, y = self._shard.batch(own if len(own) else positions)
         weight = len(own) / len(positions)
         self._module.train()
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimiser.zero_grad()
         loss = cross_entropy(self._outputs(x), y)
         torch.autograd.backward(loss * (weight * self._team.size))  # they take the ranks' mean
         return loss.detach().double() * weight

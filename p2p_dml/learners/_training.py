@@ -2,20 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, final
-
-import torch
-from torch import Tensor, nn
-
-from p2p_dml.errors import ConfigError
-
-_KEYS = {
-    "sgd": ("momentum_buffer",),
-    "adam": ("exp_avg", "exp_avg_sq", "step"),
-    "adamw": ("exp_avg", "exp_avg_sq", "step"),
-}
 
 
 @final
@@ -75,42 +63,3 @@ class Training:
         if self.steps is not None:
             return self.steps
         return (self.epochs or 1) * -(-num_samples // self.batch_size)
-
-    def make_optimiser(self, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """A fresh optimiser over `params`."""
-        if self.optimiser == "sgd":
-            return torch.optim.SGD(
-                params, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay
-            )
-        choice = torch.optim.Adam if self.optimiser == "adam" else torch.optim.AdamW
-        return choice(params, lr=self.lr, weight_decay=self.weight_decay)
-
-    def state_keys(self) -> tuple[str, ...]:
-        """What the optimiser may keep of a parameter, sorted."""
-        return _KEYS[self.optimiser]
-
-    def state_entries(self, state: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-        """The optimiser's state by number of the parameter, from that by names such as `0/step`.
-
-        Raises ConfigError if it is of another optimiser.
-        """
-        entries: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            index, _, key = name.partition("/")
-            if key not in self.state_keys():
-                raise ConfigError(
-                    f"the checkpoint is of another optimiser than {self.optimiser!r}: "
-                    f"it has {key!r}"
-                )
-            entries.setdefault(int(index), {})[key] = value.clone()
-        return entries
-
-
-def optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """What an optimiser keeps of its parameters, by names such as `0/step`; no copies."""
-    return {
-        f"{index}/{key}": value
-        for index, entry in optimiser.state_dict()["state"].items()
-        for key, value in sorted(entry.items())
-        if isinstance(value, Tensor)
-    }

@@ -22,8 +22,9 @@ from p2p_dml.learners._metrics import (
     mean_loss,
     on_own_mix,
 )
+from p2p_dml.learners._optimiser import Optimiser
 from p2p_dml.learners._samples import Samples, own_counts, test_samples, train_samples
-from p2p_dml.learners._training import Training, optimiser_state
+from p2p_dml.learners._training import Training
 from p2p_dml.learners._views import copy_into, exchanged_parts, live_views, restore, saved
 from p2p_dml.tensors import clone, join, part
 from p2p_dml.types import Part, PeerId, Tensors
@@ -70,7 +71,7 @@ class SupervisedLearner:
         self._parts = exchanged_parts(module, buffers=training.buffers == "mix")
         self._views = live_views(module, buffers=training.buffers == "mix")
         self._trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._optimiser = training.make_optimiser(self._trainable.values())
+        self._optimiser = Optimiser(self._trainable.values(), training)
         self.seek(0)
 
     @property
@@ -154,21 +155,20 @@ class SupervisedLearner:
 
     def state(self) -> Tensors:
         """A copy of module and optimiser as flat tensors; `load_state` continues bit for bit."""
-        return join(model=saved(self.module), optimiser=clone(optimiser_state(self._optimiser)))
+        return join(model=saved(self.module), optimiser=clone(self._optimiser.named_state()))
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Take over what `state` returned; ConfigError if model or optimiser are others."""
-        entries = self._training.state_entries(part(state, "optimiser"))
+        entries = self._optimiser.entries(part(state, "optimiser"))
         restore(self.module, part(state, "model"))
-        groups = self._optimiser.state_dict()["param_groups"]
-        self._optimiser.load_state_dict({"state": entries, "param_groups": groups})
+        self._optimiser.state = entries
 
     def _draws(self) -> RoundDraws:
         return RoundDraws(self._seed, self._peer, self._round)
 
     def _step(self, positions: NDArray[Any]) -> Tensor:
         x, y = self._shard.batch(positions)
-        self._optimiser.zero_grad(set_to_none=True)
+        self._optimiser.zero_grad()
         loss = cross_entropy(self._trained(x), y)
         torch.autograd.backward(loss)
         if self._training.clip_norm is not None:

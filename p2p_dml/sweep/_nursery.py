@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy.ma
 import numpy.random  # noqa: F401
-import torch._dynamo  # noqa: F401  (the first optimiser imports it: 1 s and 75 MB)
 
 from p2p_dml.launchers.process import fork
 from p2p_dml.sweep._values import Order

@@ -12,7 +12,7 @@ from p2p_dml.assemble import schedule_of
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ExitCode, P2PError
 from p2p_dml.launchers import local, simulated
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.sweep._values import Order
 
 

@@ -15,7 +15,7 @@ from p2p_dml import config
 from p2p_dml.checkpoint import checkpoint_file, load, saved_rounds
 from p2p_dml.events import event_file, read_events
 from p2p_dml.launchers import local, simulated
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.types import Tensors
 
 KILLED = -int(signal.SIGKILL)

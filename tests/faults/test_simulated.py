@@ -15,7 +15,7 @@ from p2p_dml.checkpoint import checkpoint_file, load, saved_rounds
 from p2p_dml.errors import ConfigError
 from p2p_dml.events import event_file, read_events
 from p2p_dml.launchers import simulated
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 
 PEERS, ROUNDS, VICTIM = 4, 5, 2
 MODULE = """

@@ -12,8 +12,9 @@ import pytest
 from p2p_dml import config
 from p2p_dml.assemble import load_data
 from p2p_dml.launchers import folder
+from p2p_dml.launchers.assignment import Assignment
 from p2p_dml.launchers.scratch import lay_out, with_shards
-from p2p_dml.launchers.single import Assignment, prepare
+from p2p_dml.launchers.single import prepare
 
 RUN: Mapping[str, Any] = {
     "peers": 4,

@@ -12,7 +12,7 @@ import pytest
 from p2p_dml import config
 from p2p_dml.config import RunConfig
 from p2p_dml.launchers import simulated
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.sweep._values import Order
 from p2p_dml.sweep._work import work
 

@@ -21,7 +21,7 @@ from p2p_dml.launchers.containers.crew import PAUSED, fate
 from p2p_dml.launchers.containers.docker import Container
 from p2p_dml.launchers.containers.images import Image
 from p2p_dml.launchers.containers.up import NOBODY
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.launchers.process import THREAD_VARIABLES
 from p2p_dml.launchers.resuming import Past
 from p2p_dml.launchers.ssh.channel import HostError, Request, Switchboard, Talk, all_of

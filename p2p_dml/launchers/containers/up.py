@@ -31,7 +31,7 @@ from p2p_dml.launchers.containers import compose_file, docker, images
 from p2p_dml.launchers.containers.compose_file import Places
 from p2p_dml.launchers.containers.crew import LOOK_S, Containers
 from p2p_dml.launchers.containers.docker import Engine
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.launchers.process import STOP_GRACE_S, on_stop_signals
 from p2p_dml.launchers.scratch import temporary_folder
 from p2p_dml.launchers.single import check_transport

@@ -11,7 +11,7 @@ import torch
 from p2p_dml import checkpoint
 from p2p_dml.checkpoint import checkpoint_file, saved_rounds
 from p2p_dml.errors import ConfigError, ExitCode
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.launchers.soak import usage
 from p2p_dml.launchers.soak.usage import TOLERANCE, Ledger, Life, life_of
 from p2p_dml.launchers.soak.verdict import Findings

@@ -12,6 +12,7 @@ from typing import Any, final
 from p2p_dml import config as run_files
 from p2p_dml.config import RunConfig
 from p2p_dml.launchers import local
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.launchers.soak import judge
 from p2p_dml.launchers.soak.inject import Injector
 from p2p_dml.launchers.soak.plan import Fault, plan, quiet_s
@@ -181,7 +182,7 @@ class Soak:
 
     # ---- when the run is over -------------------------------------------------------------
 
-    def conclude(self, outcome: local.Outcome) -> Verdict:
+    def conclude(self, outcome: Outcome) -> Verdict:
         """Take in the rest and judge."""
         now, config = self._clock(), self._wish.config
         self._watch.read(now)

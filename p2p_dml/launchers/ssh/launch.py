@@ -23,7 +23,7 @@ from p2p_dml.config import RunConfig, TransportConfig
 from p2p_dml.errors import StartupError
 from p2p_dml.launchers import folder
 from p2p_dml.launchers.keyring import is_encrypted
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.launchers.process import on_stop_signals
 from p2p_dml.launchers.resuming import Past, starts
 from p2p_dml.launchers.single import check_transport

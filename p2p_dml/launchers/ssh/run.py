@@ -17,7 +17,7 @@ from p2p_dml.errors import StartupError
 from p2p_dml.launchers import folder
 from p2p_dml.launchers.last_line import log_ending
 from p2p_dml.launchers.last_round import agreed
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.launchers.resuming import LONGER, Past, changed, take_down
 from p2p_dml.launchers.ssh.accounts import Account, Accounts
 from p2p_dml.launchers.ssh.arrivals import Arrivals

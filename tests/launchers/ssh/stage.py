@@ -10,7 +10,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any, final
 
 from p2p_dml import config
-from p2p_dml.launchers.local import Outcome
+from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.launchers.ssh.channel import Request, Switchboard, Talk
 from p2p_dml.launchers.ssh.hosts import Cluster, Host
 from p2p_dml.launchers.ssh.quarters import Fitness, Grounds, Program, Say, Site
