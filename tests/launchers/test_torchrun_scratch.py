@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,3 +41,25 @@ def test_the_folder_is_gone_at_the_end_whatever_happens() -> None:
         (folder / "file").write_text("x")
         raise KeyError
     assert not folder.exists()
+
+
+def test_what_a_killed_process_left_goes_with_the_next_folder_and_nothing_else() -> None:
+    program = """if True:
+        import os, signal
+        from p2p_dml.launchers.scratch import temporary_folder
+        with temporary_folder() as folder:
+            (folder / "data").mkdir()
+            print(folder, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
+    """
+    with temporary_folder() as kept:
+        killed = subprocess.run(
+            [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, check=False
+        )
+        left = Path(killed.stdout.strip())
+        assert (left / "data").is_dir()
+        assert kept.is_dir()  # though another one was made meanwhile
+        with temporary_folder() as folder:
+            assert folder.is_dir()
+            assert kept.is_dir()
+            assert not left.exists()
