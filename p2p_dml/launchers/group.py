@@ -127,8 +127,8 @@ def run_in_group(
     seat: Seat, meeting: Meeting, stopping: Stopping, on_round: Callable[[], None]
 ) -> Result:
     """Run all rounds; every ending is in the event log. StorageError if that cannot be written."""
-    if num_bytes(seat.learner.params) >= LARGE_MODEL_BYTES:
-        keep_freed_memory()
+    if (size := num_bytes(seat.learner.params)) >= LARGE_MODEL_BYTES:
+        keep_freed_memory(size)
     torch.set_num_threads(seat.parts.config.threads)
     with closing(EventLog(event_file(seat.run, seat.me), seat.me)) as log:
         return _Member(seat, meeting, stopping, log).run(on_round)

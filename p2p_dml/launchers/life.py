@@ -96,8 +96,8 @@ def run_peer(
     terms: Terms,
 ) -> ExitCode:
     """Bind, meet the neighbours, run all rounds, take leave; every ending is in the event log."""
-    if num_bytes(learner.params) >= LARGE_MODEL_BYTES:
-        keep_freed_memory()
+    if (size := num_bytes(learner.params)) >= LARGE_MODEL_BYTES:
+        keep_freed_memory(size)
     allow_many_files()
     torch.set_num_threads(parts.config.threads)
     before_log: list[Event] = []

@@ -96,18 +96,25 @@ def on_stop_signals(act: Callable[[], None], *, each: bool = False) -> Iterator[
             signal.signal(number, handler)
 
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # malloc.h
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4  # malloc.h
+M_ARENA_MAX = -8
+_LONGEST_KEPT = 1 << 27  # bytes
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory(message_bytes: int = 0) -> None:
     """Let malloc reuse the memory of large messages instead of giving it back each time.
 
     A fresh page costs a fault of 2.7 µs at its first touch, which is more than copying into it.
-    For models worth the memory it keeps; where the C library has no mallopt nothing happens.
+    For models worth the memory it keeps, up to `_LONGEST_KEPT`: a peer may have two messages of
+    each neighbour, the next one early. Where the C library has no mallopt nothing happens.
     """
+    threshold = 1 << 25  # the most that glibc takes; it maps longer blocks anew each time
     libc = ctypes.CDLL(None)
     with suppress(AttributeError):
-        libc.mallopt(M_MMAP_THRESHOLD, 1 << 25)  # the most that glibc takes
+        libc.mallopt(M_MMAP_THRESHOLD, threshold)
+        if threshold <= message_bytes <= _LONGEST_KEPT:
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_ARENA_MAX, 1)  # threads' own are given back, and hold 64 MiB at most
         libc.mallopt(M_TRIM_THRESHOLD, 1 << 30)
         libc.mallopt(M_TOP_PAD, 1 << 18)
 
