@@ -32,9 +32,10 @@ from p2p_dml.launchers.life import AnyLearner
 from p2p_dml.launchers.meeting import Meeting
 from p2p_dml.launchers.ranks import Choice, Ranks, Role, choose
 from p2p_dml.launchers.resuming import Past, Start
-from p2p_dml.launchers.scratch import laid_out, lay_out, temporary_folder
+from p2p_dml.launchers.scratch import laid_out, lay_out
 from p2p_dml.launchers.stopping import Stopping
 from p2p_dml.launchers.teams import Backend, Teams, form
+from p2p_dml.launchers.temporary import temporary_folder
 from p2p_dml.learners.parallel import ParallelLearner, follow
 from p2p_dml.types import PeerId
 

@@ -18,13 +18,14 @@ from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.launchers.process import allow_many_files, on_stop_signals
 from p2p_dml.launchers.rendezvous import Desk
 from p2p_dml.launchers.resuming import Past, take_up
-from p2p_dml.launchers.scratch import lay_out, temporary_folder
+from p2p_dml.launchers.scratch import lay_out
 from p2p_dml.launchers.single import LAST_ROUND, check_transport, socket_of
 from p2p_dml.types import PeerId
 
 
 def lead(
     crew: Crew,
+    scratch: Path,
     config: RunConfig,
     out: Path | None,
     watch: Callable[[Path, float], Callable[[], None]],
@@ -32,12 +33,11 @@ def lead(
     say: Callable[[str], None],
     started: float,
 ) -> Outcome:
-    """What `local.run` does once its crew is hired; it was called at `started`."""
+    """What `local.run` does, called at `started`, once it has a crew and a temporary folder."""
     allow_many_files()  # every peer is a visitor of the desk until all have met
     check_transport(config)
     path = past.path if past else folder.choose(out, config)
     with ExitStack() as stack:
-        scratch = stack.enter_context(temporary_folder())
         shared = blueprint(config, *load_data(config))
         model = check_all(shared)
         if past is None:

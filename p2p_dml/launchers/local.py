@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from p2p_dml.config import RunConfig
 from p2p_dml.launchers.crew import hired
 from p2p_dml.launchers.outcome import Outcome
+from p2p_dml.launchers.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from p2p_dml.launchers.resuming import Past
@@ -30,7 +31,7 @@ def run(
     cannot be, StartupError if peers do not come up.
     """
     started = time.time()
-    with hired(config.threads) as crew:
+    with temporary_folder() as scratch, hired(config.threads) as crew:
         from p2p_dml.launchers.leading import lead  # imports torch, while the crew does
 
-        return lead(crew, config, out, watch, past, say, started)
+        return lead(crew, scratch, config, out, watch, past, say, started)

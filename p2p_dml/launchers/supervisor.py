@@ -33,8 +33,9 @@ from p2p_dml.launchers.assignment import assignment_of
 from p2p_dml.launchers.crew import Aborted, Crew, hired, last_words
 from p2p_dml.launchers.last_round import LastRound
 from p2p_dml.launchers.rendezvous import Desk
-from p2p_dml.launchers.scratch import lay_out, temporary_folder
+from p2p_dml.launchers.scratch import lay_out
 from p2p_dml.launchers.single import LAST_ROUND
+from p2p_dml.launchers.temporary import temporary_folder
 
 _TURN_S = 0.1
 

@@ -19,7 +19,7 @@ from p2p_dml.config import RunConfig
 from p2p_dml.errors import TransportError
 from p2p_dml.launchers.bench.bare import KINDS, Kind, Plan
 from p2p_dml.launchers.bench.figures import round_times
-from p2p_dml.launchers.scratch import temporary_folder
+from p2p_dml.launchers.temporary import temporary_folder
 
 _GRAPHS = 32
 """Graphs of a schedule that a bare loop goes through, again and again."""

@@ -26,8 +26,8 @@ from p2p_dml.launchers.bench.cases import WARM_UP, Case
 from p2p_dml.launchers.bench.figures import figures, medians
 from p2p_dml.launchers.bench.limits import limits
 from p2p_dml.launchers.process import STOP_GRACE_S
-from p2p_dml.launchers.scratch import temporary_folder
 from p2p_dml.launchers.single import check_transport
+from p2p_dml.launchers.temporary import temporary_folder
 
 _RUN_S = ("round_ms", "mean_round_ms")
 

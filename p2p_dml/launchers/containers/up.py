@@ -33,8 +33,8 @@ from p2p_dml.launchers.containers.crew import LOOK_S, Containers
 from p2p_dml.launchers.containers.docker import Engine
 from p2p_dml.launchers.outcome import Outcome
 from p2p_dml.launchers.process import STOP_GRACE_S, on_stop_signals
-from p2p_dml.launchers.scratch import temporary_folder
 from p2p_dml.launchers.single import check_transport
+from p2p_dml.launchers.temporary import temporary_folder
 
 NOBODY = 10001
 """Whom docker/Dockerfile calls `peer`: containers are run as root by nobody."""

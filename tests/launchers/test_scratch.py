@@ -11,7 +11,8 @@ import pytest
 
 from p2p_dml import config
 from p2p_dml.assemble import load_data
-from p2p_dml.launchers.scratch import laid_out, lay_out, temporary_folder
+from p2p_dml.launchers.scratch import laid_out, lay_out
+from p2p_dml.launchers.temporary import temporary_folder
 
 RUN = {"peers": 3, "rounds": 1, "strategy": "dpsgd", "links": "ring"}
 
@@ -46,7 +47,7 @@ def test_the_folder_is_gone_at_the_end_whatever_happens() -> None:
 def test_what_a_killed_process_left_goes_with_the_next_folder_and_nothing_else() -> None:
     program = """if True:
         import os, signal
-        from p2p_dml.launchers.scratch import temporary_folder
+        from p2p_dml.launchers.temporary import temporary_folder
         with temporary_folder() as folder:
             (folder / "data").mkdir()
             print(folder, flush=True)
