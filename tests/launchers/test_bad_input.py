@@ -79,7 +79,7 @@ CASES: Mapping[str, Case] = {
     "simulate": Case(override="rounds=0", says=("rounds", "1"), command="simulate"),
     "late peers": Case(
         override="transport.startup_s=0.001",
-        says=("peers [0, 1, 2, 3] did not start within 0.001 s",),
+        says=("did not start within 0.001 s",),  # some may be there already
         code=3,
     ),
 }
