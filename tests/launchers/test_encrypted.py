@@ -78,7 +78,9 @@ def test_a_peer_with_keys_of_another_run_is_named_and_told(shell: Shell) -> None
     ended = [shell.end(each) for each in started]
     assert [each.code for each in ended] == [3] * PEERS
     assert "no hello within 15 s from peer 2" in ended[0].messages[0]
-    assert "Refused meanwhile: 127.0.0.1 made a handshake" in ended[0].messages[0]
+    # Of who is gone at once libzmq may not tell the address.
+    assert "Refused meanwhile: " in ended[0].messages[0]
+    assert "made a handshake without a key, or not with this peer's" in ended[0].messages[0]
     assert "ended the handshake: are both keys of this run?" in ended[2].messages[0]
     events = [*read_events(event_file(shell.folder / "out", 0))]
     assert [e["sender"] for e in events if e["event"] == "rejected"][:1] == [None]
