@@ -18,7 +18,6 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
-from functools import lru_cache
 
 import msgpack
 import numpy as np
@@ -286,10 +285,18 @@ def _scalars(value: object) -> dict[str, float]:
 def _slots(value: object) -> tuple[Slot, ...]:
     if type(value) is not tuple:
         raise WireError("tensors: expected a list")
-    try:
-        return _known_slots(value) if len(value) <= _FEW_TENSORS else _checked_slots(value)
-    except TypeError:  # unhashable: something is in it that is not to be there
+    if len(value) > _FEW_TENSORS:
         return _checked_slots(value)
+    try:
+        packed = msgpack.packb(value)  # what is equal may be of other types: 1, 1.0 and True
+    except ValueError:  # nested too deeply
+        return _checked_slots(value)
+    if packed not in _known_slots:
+        slots = _checked_slots(value)
+        if len(_known_slots) >= _MAX_KNOWN:
+            _known_slots.clear()
+        _known_slots[packed] = slots
+    return _known_slots[packed]
 
 
 def _checked_slots(value: tuple[object, ...]) -> tuple[Slot, ...]:
@@ -306,8 +313,8 @@ def _checked_slots(value: tuple[object, ...]) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
-# Message after message looks alike.
-_known_slots = lru_cache(maxsize=16, typed=True)(_checked_slots)
+_known_slots: dict[bytes, tuple[Slot, ...]] = {}  # message after message looks alike
+_MAX_KNOWN = 16
 _FEW_TENSORS = 512
 """Strangers could fill the memory with what is larger."""
 

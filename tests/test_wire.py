@@ -224,6 +224,22 @@ BAD_SLOTS = [
 ]
 
 
+@pytest.mark.parametrize("twin", [["x", "int8", [True], 0, 1], ["x", "int8", [1.0], 0, 1]])
+def test_what_equals_a_known_layout_is_refused_all_the_same(twin: object) -> None:
+    assert wire.decode_header(with_field(10, [["x", "int8", [1], 0, 1]]), LIMIT).slots
+    with pytest.raises(WireError, match="'x' shape: expected a natural"):
+        wire.decode_header(with_field(10, [twin]), LIMIT)
+
+
+@pytest.mark.parametrize("depth", [10, 500, 1000])
+def test_a_layout_of_many_brackets_is_refused(depth: int) -> None:
+    nested: list[object] = []
+    for _ in range(depth):
+        nested = [nested]
+    with pytest.raises(WireError):
+        wire.decode_header(with_field(10, nested), LIMIT)
+
+
 @pytest.mark.parametrize(("slot", "message"), BAD_SLOTS)
 def test_every_wrong_tensor_entry_is_named(slot: object, message: str) -> None:
     with pytest.raises(WireError, match=message):

@@ -25,7 +25,6 @@ from typing import Any, final
 
 import numpy.ma
 import numpy.random  # noqa: F401
-import torch
 
 from p2p_dml.assemble import Blueprint
 from p2p_dml.launchers.assignment import Assignment
@@ -41,8 +40,6 @@ def main() -> None:
     first = orders.next(None)
     if first is None:
         return
-    with torch.autograd.profiler.record_function("nothing"):
-        pass  # as every step of an optimiser does; the first one imports what takes 2 MB
     parts = prepare(Assignment(**first["assignment"], me=-1), first["peers"])
     gc.collect()
     fill_gaps()

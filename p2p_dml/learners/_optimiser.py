@@ -17,7 +17,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from p2p_dml.errors import ConfigError
-from p2p_dml.learners._training import Training
+from p2p_dml.learners._training import BETA_1, BETA_2, EPSILON, Training
 from p2p_dml.types import Tensors
 
 _KEYS = {
@@ -25,7 +25,6 @@ _KEYS = {
     "adam": ("exp_avg", "exp_avg_sq", "step"),
     "adamw": ("exp_avg", "exp_avg_sq", "step"),
 }
-_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults, which a run file cannot change
 
 
 @final
@@ -95,11 +94,11 @@ class Optimiser:
             [],
             [each["step"] for each in kept],
             amsgrad=False,
-            beta1=_BETA_1,
-            beta2=_BETA_2,
+            beta1=BETA_1,
+            beta2=BETA_2,
             lr=own.lr,
             weight_decay=own.weight_decay,
-            eps=_EPSILON,
+            eps=EPSILON,
             maximize=False,
         )
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from p2p_dml.errors import ConfigError
-from p2p_dml.learners._training import Training
+from p2p_dml.learners._training import BETA_1, BETA_2, EPSILON, Training
 from p2p_dml.types import Tensors
 
-_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-8  # torch's defaults, which a run file cannot change
 _TINY = 1e-6  # as in torch's clip_grad_norm_
 
 
@@ -126,11 +125,11 @@ def _adam(x: Tensor, grad: Tensor, moments: Tensors, steps: Tensor, training: Tr
         grad = grad.add(x, alpha=training.weight_decay)
     elif training.weight_decay:
         x.mul_(1 - training.lr * training.weight_decay)
-    mean = moments["exp_avg"].lerp_(grad, 1 - _BETA_1)
-    square = moments["exp_avg_sq"].mul_(_BETA_2).addcmul_(grad, grad, value=1 - _BETA_2)
-    sizes = _column(training.lr / (1 - _BETA_1**steps), x)
-    roots = _column((1 - _BETA_2**steps).sqrt(), x)
-    x.sub_(mean.mul(sizes).div_(square.sqrt().div_(roots).add_(_EPSILON)))
+    mean = moments["exp_avg"].lerp_(grad, 1 - BETA_1)
+    square = moments["exp_avg_sq"].mul_(BETA_2).addcmul_(grad, grad, value=1 - BETA_2)
+    sizes = _column(training.lr / (1 - BETA_1**steps), x)
+    roots = _column((1 - BETA_2**steps).sqrt(), x)
+    x.sub_(mean.mul(sizes).div_(square.sqrt().div_(roots).add_(EPSILON)))
 
 
 def _column(values: Tensor, like: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8
+"""Adam's, as torch has them; a run file cannot change them."""
+
 
 @final
 @dataclass(frozen=True, slots=True, kw_only=True)
