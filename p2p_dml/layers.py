@@ -10,6 +10,20 @@ from torch import Tensor, nn
 
 
 @final
+class Conv2d(nn.Conv2d):
+    """torch's, of images [B, C, H, W], with the channels of one pixel side by side in memory.
+
+    What follows keeps that order, in which convolutions and pools are faster on a CPU. As a first
+    layer: a step of `lenet` takes 0.6 to 0.7 of the time and a test half of it, of `alexnet_mcepl`
+    0.75 to 0.9 and 0.6.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        pixels = input.permute(0, 2, 3, 1).contiguous()  # `memory_format` is not for `vmap`
+        return super().forward(pixels.permute(0, 3, 1, 2))
+
+
+@final
 class LocalResponseNorm(nn.LocalResponseNorm):
     """torch's, of images [B, C, H, W]: x / (k + alpha / size · sum of x² over a window)^beta.
 
