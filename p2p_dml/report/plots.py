@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from p2p_dml.events import PHASES
 from p2p_dml.report._style import (
@@ -37,6 +37,7 @@ Over = Literal["rounds", "bytes", "seconds"]
 _MAX_METRICS = 6
 # Beyond this, numbers in the cells of the data split can no longer be read at 900 px.
 _MAX_NUMBERED_CELLS = 160
+_FEW_DECADES = 300  # as a ratio
 
 
 def run_pictures(run: Run, curve: Curve, timeline: Timeline) -> list[Picture]:
@@ -359,6 +360,9 @@ def _format_x(axes: Axes, over: Over, *, is_log: bool) -> None:
         return
     if is_log:
         axes.set_xscale("log")
+        least, most = axes.get_xlim()
+        if most < _FEW_DECADES * least:  # powers of ten alone would label a place or two
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.xaxis.set_major_formatter(AS_BYTES if over == "bytes" else AS_SECONDS)
 

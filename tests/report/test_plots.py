@@ -93,6 +93,18 @@ def test_budgets_a_decade_apart_get_a_logarithmic_axis(other: list[int], scale: 
     assert figure.axes[0].get_xscale() == scale
 
 
+@pytest.mark.parametrize(("least", "most"), [(3, 40), (3, 400), (10, 10**7)])
+def test_a_logarithmic_axis_has_several_labels(least: int, most: int) -> None:
+    figure = plots.accuracy({"a": curve_of([least, 30]), "b": curve_of([10, most])}, "bytes")
+    figure.draw_without_rendering()
+    axes = figure.axes[0]
+    low, high = axes.get_xlim()
+    ticks = axes.xaxis.get_major_ticks()
+    labels = [tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high]
+    assert 3 <= len(labels) <= 8
+    assert all(labels)
+
+
 def test_a_logarithmic_axis_has_no_place_for_what_was_before_the_first_byte() -> None:
     curves = {"a": curve_of([0, 10]), "b": curve_of([0, 2000]), "silent": curve_of([0, 0])}
     figure = plots.accuracy(curves, "bytes")
