@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from p2p_dml import plugins, tables
 from p2p_dml.errors import ConfigError
-from p2p_dml.layers import Conv2d, LocalResponseNorm
+from p2p_dml.layers import ChannelsLastConv2d, LocalResponseNorm
 from p2p_dml.types import Part
 
 _STREAM = 0x696E697469616C21  # sets the words of `redraw` apart from other users of the run's seed
@@ -55,7 +55,7 @@ def lenet(*, shape: tuple[int, ...], classes: int) -> nn.Module:
     """
     # ReLU after pooling: the same outputs at a quarter of its cost
     features = nn.Sequential(
-        Conv2d(_channels(shape), 16, 5, padding=2),
+        ChannelsLastConv2d(_channels(shape), 16, 5, padding=2),
         nn.MaxPool2d(2),
         nn.ReLU(),
         nn.Conv2d(16, 32, 5, padding=2),
@@ -75,7 +75,7 @@ def alexnet_mcepl(*, shape: tuple[int, ...], classes: int, width: int = 64) -> n
     """
     one, two, four = _positive("width", width, 2 * width, 4 * width)
     features = nn.Sequential(
-        Conv2d(_channels(shape), one, 5, padding=1, bias=False),
+        ChannelsLastConv2d(_channels(shape), one, 5, padding=1, bias=False),
         nn.ELU(),
         LocalResponseNorm(4, alpha=2e-5, beta=0.75),
         nn.MaxPool2d(3, 2),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from p2p_dml.layers import Conv2d, LocalResponseNorm
+from p2p_dml.layers import ChannelsLastConv2d, LocalResponseNorm
 
 
 def outputs_and_gradient(layer: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,7 +42,7 @@ def test_a_normalisation_can_be_batched() -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_convolution_is_that_of_torch(channels: int, options: dict[str, Any]) -> None:
     x = torch.randn(2, channels, 7, 6, generator=torch.Generator().manual_seed(1)).double()
-    layer = Conv2d(channels, 5, 3, **options).double()
+    layer = ChannelsLastConv2d(channels, 5, 3, **options).double()
     theirs = nn.Conv2d(channels, 5, 3, **options).double()
     theirs.load_state_dict(layer.state_dict())
     for found, expected in zip(
@@ -52,12 +52,12 @@ def test_a_convolution_is_that_of_torch(channels: int, options: dict[str, Any]) 
 
 
 def test_a_convolution_puts_the_channels_of_a_pixel_side_by_side() -> None:
-    y = Conv2d(3, 5, 3)(torch.randn(2, 3, 7, 6))
+    y = ChannelsLastConv2d(3, 5, 3)(torch.randn(2, 3, 7, 6))
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_convolution_can_be_batched() -> None:
     x = torch.randn(3, 2, 4, 6, 6, generator=torch.Generator().manual_seed(1))
-    layer = Conv2d(4, 3, 3)
+    layer = ChannelsLastConv2d(4, 3, 3)
     batched = vmap(lambda each: layer(each))(x)
     torch.testing.assert_close(batched, torch.stack([layer(each) for each in x]))

@@ -6,11 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from p2p_dml import tables
 from p2p_dml.errors import ConfigError
+from p2p_dml.layers import (
+    ChannelsLastConv2d,
+    LocalResponseNorm,
+    is_in_window,
+    over_power,
+    sums_of_squares,
+)
 
 
 @final
@@ -53,20 +59,19 @@ class WindowNorm(nn.Module):
             raise ValueError(f"outputs: expected some of inputs {inputs}, found {outputs}")
         self.size, self.alpha, self.beta = size, alpha, beta
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        places = {channel: place for place, channel in enumerate(inputs)}
-        # Row d: the place of each output's d-th channel of the window; past the end if it is gone.
-        steps = range(-(size // 2), (size - 1) // 2 + 1)
-        rows = [[places.get(channel + step, len(places)) for channel in outputs] for step in steps]
-        own = [places[channel] for channel in outputs]
+        places = torch.tensor(self.inputs, device="cpu")
+        channels = torch.tensor(self.outputs, device="cpu")
+        windows = is_in_window(places - channels[:, None], size)
+        own = torch.searchsorted(places, channels)
         self.register_buffer("offset", torch.ones(len(outputs)))
-        self.register_buffer("_window", torch.tensor(rows, device="cpu"), persistent=False)
-        self.register_buffer("_own", torch.tensor(own, device="cpu"), persistent=False)
+        self.register_buffer("_windows", windows, persistent=False)
+        self.register_buffer("_own", own, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        squares = F.pad(x * x, (0, 0, 0, 0, 0, 1))  # one channel of zeros for those that are gone
-        total = sum(squares.index_select(1, places) for places in cast(Tensor, self._window))
-        scale = total * (self.alpha / self.size) + self.offset[:, None, None]
-        return x.index_select(1, cast(Tensor, self._own)) / scale**self.beta
+        factor = self.alpha / self.size
+        scale = sums_of_squares(x, cast(Tensor, self._windows), factor) + self.offset[:, None, None]
+        own = x if self.inputs == self.outputs else x.index_select(1, cast(Tensor, self._own))
+        return over_power(own, scale, self.beta)
 
 
 EACH: Mapping[type[nn.Module], tuple[str, ...]] = {
@@ -107,7 +112,8 @@ _OPTIONS: Mapping[type[nn.Module], tuple[str, ...]] = {
     nn.Flatten: ("start_dim", "end_dim"),
     nn.Linear: ("in_features", "out_features"),
     nn.Conv2d: (*_CONV, "groups", "padding_mode"),
-    nn.LocalResponseNorm: ("size", "alpha", "beta", "k"),
+    ChannelsLastConv2d: (*_CONV, "groups", "padding_mode"),
+    LocalResponseNorm: ("size", "alpha", "beta", "k"),
     nn.GroupNorm: ("num_groups", "num_channels", "eps", "affine"),
     Pick: ("channels",),
     WindowNorm: ("size", "alpha", "beta", "inputs", "outputs"),

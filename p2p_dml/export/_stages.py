@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -14,25 +12,23 @@ from torch.func import functional_call
 from p2p_dml.errors import ConfigError
 from p2p_dml.export._channels import Cut, Known, Stage, is_constant, level
 from p2p_dml.export._layers import EACH, POOLS, Pick, WindowNorm, changed
-from p2p_dml.layers import Conv2d, LocalResponseNorm
+from p2p_dml.layers import ChannelsLastConv2d, LocalResponseNorm, is_in_window
 
-_TORCHS: Mapping[type[nn.Module], type[nn.Module]] = {
-    Conv2d: nn.Conv2d,
-    LocalResponseNorm: nn.LocalResponseNorm,
-}
 _MAP = 3  # axes of a feature map with its channels
 
 
 def stage_of(name: str, layer: nn.Module) -> Stage:
     """The stage of a float64 layer; ConfigError naming the layer if it is of another kind."""
-    layer = _as_torchs(layer)
     kind = type(layer)  # a subclass may compute anything
     if isinstance(layer, nn.Linear) and kind is nn.Linear:
         return _Weighted(name=name, layer=layer, num_axes=1)
-    if isinstance(layer, nn.Conv2d) and kind is nn.Conv2d and layer.groups == 1:
+    convolutions = (nn.Conv2d, ChannelsLastConv2d)
+    if isinstance(layer, nn.Conv2d) and kind in convolutions and layer.groups == 1:
         return _Weighted(name=name, layer=layer, num_axes=_MAP)
-    if isinstance(layer, nn.LocalResponseNorm) and kind is nn.LocalResponseNorm:
-        return _Window(name=name, layer=layer)
+    norms = (nn.LocalResponseNorm, LocalResponseNorm)
+    if isinstance(layer, nn.LocalResponseNorm) and kind in norms:
+        ours = LocalResponseNorm(layer.size, layer.alpha, layer.beta, layer.k)
+        return _Window(name=name, layer=ours)
     if isinstance(layer, nn.GroupNorm) and kind is nn.GroupNorm and _is_usual(layer):
         return _Groups(name=name, layer=layer)
     if kind in EACH or _is_whole_flatten(layer):
@@ -149,7 +145,7 @@ class _Window:
     """Local response normalisation: an output reads its own channel and the squares of others."""
 
     name: str
-    layer: nn.LocalResponseNorm
+    layer: LocalResponseNorm
 
     def push(self, x: Known) -> Known:
         values = _run(self.name, self.layer, x, _MAP)
@@ -178,9 +174,7 @@ class _Window:
 
     def _links(self, x: Known) -> Tensor:
         place = torch.arange(len(x.values))
-        step = place - place[:, None]
-        size = self.layer.size
-        return (step >= -(size // 2)) & (step <= (size - 1) // 2)
+        return is_in_window(place - place[:, None], self.layer.size)
 
     def _squares(self, x: Known) -> Known:
         return Known(values=x.values**2, channels=x.channels)
@@ -256,13 +250,6 @@ def _pick(have: Tensor, want: Tensor) -> list[nn.Module]:
 def _places(channels: Tensor) -> list[int]:
     found: list[int] = channels.nonzero().flatten().tolist()
     return found
-
-
-def _as_torchs(layer: nn.Module) -> nn.Module:
-    """`layer`; one of our own as the one of torch that computes the same."""
-    plain = copy.copy(layer)
-    plain.__class__ = _TORCHS.get(type(layer), type(layer))
-    return plain
 
 
 def _is_whole_flatten(layer: nn.Module) -> bool:
