@@ -69,7 +69,7 @@ class IsolationError(P2PError):
 
 
 class TrainingError(P2PError):
-    """Local training failed: the loss is not finite, or a user function raised."""
+    """Training failed: a loss is not finite, numbers are too large, or a user function raised."""
 
 
 class StorageError(P2PError):

@@ -16,7 +16,7 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-from p2p_dml.errors import ConfigError, WireError
+from p2p_dml.errors import ConfigError, TrainingError, WireError
 from p2p_dml.tensors import mismatch
 from p2p_dml.types import Coded, Mail, Message, Outbox, Payload, PeerId, Sent, Tensors
 
@@ -36,7 +36,10 @@ class Format(Protocol):
     """How tensors look on the wire; non-floating ones are none of its business."""
 
     def code(self, tensors: Mapping[str, Tensor]) -> Tensors:
-        """What travels instead of `tensors`, in memory of its own. OverflowError names a tensor."""
+        """What travels instead of `tensors`, in memory of its own.
+
+        OverflowError names a tensor with a number too large, ConfigError one of a taken name.
+        """
         ...
 
     def layout(self, like: Mapping[str, Tensor]) -> Tensors:
@@ -88,7 +91,9 @@ class Int8:
 
     def code(self, tensors: Mapping[str, Tensor]) -> Tensors:
         if SCALES in tensors:
-            raise OverflowError(f"tensor {SCALES!r}: this name is taken by wire_format = 'int8'")
+            raise ConfigError(
+                f"tensor {SCALES!r}: this name is taken by wire_format = 'int8'; rename it"
+            )
         coded: Tensors = {}
         scales: list[Tensor] = []
         for name, x in tensors.items():
@@ -145,7 +150,8 @@ class Coder:
     def outbox(self, sent: Sent, round_: int) -> Outbox:
         """What travels of an outbox; a payload for many stays one.
 
-        Raises ConfigError if the format cannot hold a number, or the strategy codes by itself.
+        Raises TrainingError for a number that the format cannot hold, ConfigError if the strategy
+        codes by itself.
         """
         if isinstance(sent, Coded):
             raise ConfigError(
@@ -162,9 +168,10 @@ class Coder:
         try:
             return FORMATS[self.name].code(payload.tensors)
         except OverflowError as error:
-            raise ConfigError(
-                f"peer {self.me}, round {round_}: wire_format = {self.name!r}: {error}; "
-                'set wire_format = "bfloat16" or "as_is"'
+            wider = '"bfloat16" or "as_is"' if self.name == "float16" else '"as_is"'
+            raise TrainingError(
+                f"peer {self.me}, round {round_}: wire_format = {self.name!r}: {error}; numbers "
+                f"that large come of steps that are too large; or set wire_format = {wider}"
             ) from error
 
     def reader(self, sent: Outbox, params: Mapping[str, Tensor]) -> Read:

@@ -17,7 +17,7 @@ from p2p_dml import reading
 from p2p_dml.assemble import blueprint
 from p2p_dml.checks import check_needs
 from p2p_dml.config import parse
-from p2p_dml.errors import ConfigError, WireError
+from p2p_dml.errors import ConfigError, TrainingError, WireError
 from p2p_dml.kernels.mixing import metropolis
 from p2p_dml.links.static import Ring
 from p2p_dml.strategies import DPSGD, STRATEGIES
@@ -191,7 +191,7 @@ def test_a_number_beyond_the_format_ends_the_sender_by_name(
     found = through(name, {"x": x})["x"]
     assert found.isfinite().all() and found[1500].item() == pytest.approx(fits, rel=0.01)
     x[1500] = too_large
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(TrainingError) as caught:
         coder(name).outbox({1: Payload({"a": torch.ones(2), "fc.weight": x})}, 17)
     for said in ("peer 3, round 17", f"wire_format = '{name}'", "'fc.weight' holds", '"as_is"'):
         assert said in str(caught.value)
