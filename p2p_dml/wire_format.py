@@ -170,8 +170,8 @@ class Coder:
         except OverflowError as error:
             wider = '"bfloat16" or "as_is"' if self.name == "float16" else '"as_is"'
             raise TrainingError(
-                f"peer {self.me}, round {round_}: wire_format = {self.name!r}: {error}; numbers "
-                f"that large come of steps that are too large; or set wire_format = {wider}"
+                f"peer {self.me}, round {round_}: wire_format = {self.name!r}: {error}; take "
+                f"smaller steps, or set wire_format = {wider}"
             ) from error
 
     def reader(self, sent: Outbox, params: Mapping[str, Tensor]) -> Read:
