@@ -291,12 +291,13 @@ def _slots(value: object) -> tuple[Slot, ...]:
         packed = msgpack.packb(value)  # what is equal may be of other types: 1, 1.0 and True
     except ValueError:  # nested too deeply
         return _checked_slots(value)
-    if packed not in _known_slots:
+    slots = _known_slots.get(packed)
+    if slots is None:
         slots = _checked_slots(value)
         if len(_known_slots) >= _MAX_KNOWN:
             _known_slots.clear()
         _known_slots[packed] = slots
-    return _known_slots[packed]
+    return slots
 
 
 def _checked_slots(value: tuple[object, ...]) -> tuple[Slot, ...]:
