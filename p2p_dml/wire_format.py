@@ -38,7 +38,7 @@ class Format(Protocol):
     def code(self, tensors: Mapping[str, Tensor]) -> Tensors:
         """What travels instead of `tensors`, in memory of its own.
 
-        OverflowError names a tensor with a number too large, ConfigError one of a taken name.
+        OverflowError names a tensor with a number too large, ValueError one of a taken name.
         """
         ...
 
@@ -91,9 +91,7 @@ class Int8:
 
     def code(self, tensors: Mapping[str, Tensor]) -> Tensors:
         if SCALES in tensors:
-            raise ConfigError(
-                f"tensor {SCALES!r}: this name is taken by wire_format = 'int8'; rename it"
-            )
+            raise ValueError(f"tensor {SCALES!r}: this name is taken; rename it")
         coded: Tensors = {}
         scales: list[Tensor] = []
         for name, x in tensors.items():
@@ -150,8 +148,8 @@ class Coder:
     def outbox(self, sent: Sent, round_: int) -> Outbox:
         """What travels of an outbox; a payload for many stays one.
 
-        Raises TrainingError for a number that the format cannot hold, ConfigError if the strategy
-        codes by itself.
+        Raises TrainingError for a number that the format cannot hold, ConfigError for a tensor of a
+        taken name or if the strategy codes by itself.
         """
         if isinstance(sent, Coded):
             raise ConfigError(
@@ -170,9 +168,13 @@ class Coder:
         except OverflowError as error:
             wider = '"bfloat16" or "as_is"' if self.name == "float16" else '"as_is"'
             raise TrainingError(
-                f"peer {self.me}, round {round_}: wire_format = {self.name!r}: {error}; take "
-                f"smaller steps, or set wire_format = {wider}"
+                f"{self._at(round_)}: {error}; take smaller steps, or set wire_format = {wider}"
             ) from error
+        except ValueError as error:
+            raise ConfigError(f"{self._at(round_)}: {error}") from error
+
+    def _at(self, round_: int) -> str:
+        return f"peer {self.me}, round {round_}: wire_format = {self.name!r}"
 
     def reader(self, sent: Outbox, params: Mapping[str, Tensor]) -> Read:
         """Turns payloads into such that look like what is `sent`, or like `params` if nothing is.

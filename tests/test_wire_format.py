@@ -198,7 +198,7 @@ def test_a_number_beyond_the_format_ends_the_sender_by_name(
 
 
 def test_a_tensor_that_is_called_like_the_scales_cannot_be_sent() -> None:
-    with pytest.raises(ConfigError, match="'int8/scales': this name is taken"):
+    with pytest.raises(ConfigError, match=r"peer 3, round 1: .*'int8/scales': this name is taken"):
         coder("int8").outbox({1: Payload({SCALES: torch.ones(2)})}, 1)
 
 

@@ -59,10 +59,10 @@ class WindowNorm(nn.Module):
             raise ValueError(f"outputs: expected some of inputs {inputs}, found {outputs}")
         self.size, self.alpha, self.beta = size, alpha, beta
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
-        places = torch.tensor(self.inputs, device="cpu")
-        channels = torch.tensor(self.outputs, device="cpu")
-        windows = is_in_window(places - channels[:, None], size)
-        own = torch.searchsorted(places, channels)
+        places = torch.tensor(self.inputs, dtype=torch.int64, device="cpu")
+        channels = torch.tensor(self.outputs, dtype=torch.int64, device="cpu")[:, None]
+        windows = is_in_window(places - channels, size)
+        own = (places == channels).nonzero()[:, 1]
         self.register_buffer("offset", torch.ones(len(outputs)))
         self.register_buffer("_windows", windows, persistent=False)
         self.register_buffer("_own", own, persistent=False)
