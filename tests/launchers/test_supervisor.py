@@ -23,7 +23,8 @@ from p2p_dml.checkpoint import checkpoint_file, load
 from p2p_dml.data import Dataset
 from p2p_dml.events import event_file, read_events
 from p2p_dml.launchers import simulated
-from p2p_dml.launchers.supervisor import LauncherGone, Line, digest
+from p2p_dml.launchers.hosting import digest
+from p2p_dml.launchers.line import LauncherGone, Line
 
 PEERS, ROUNDS = 4, 3
 RUN: Mapping[str, Any] = {
