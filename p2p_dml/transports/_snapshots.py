@@ -119,7 +119,6 @@ class Snapshots:
         self._private: list[_Buffer] = []
         self._shared: dict[int, _Buffer] = {}
         self._generation = 0
-        self._scratch = torch.zeros(ZERO_COPY_FROM, dtype=torch.uint8)
 
     def take(self, payload: Payload, slots: Sequence[Slot]) -> Snapshot:
         """A copy of the payload's tensors, which can be lent if all numbers are finite.
@@ -129,8 +128,9 @@ class Snapshots:
         """
         num_bytes = slots[-1].end if slots else 0
         if num_bytes < ZERO_COPY_FROM:
-            write_block(payload.tensors, slots, self._scratch)
-            return Snapshot(self._scratch[:num_bytes].numpy().data, None)
+            own = torch.zeros(num_bytes, dtype=torch.uint8)  # it may have to wait to be sent
+            write_block(payload.tensors, slots, own)
+            return Snapshot(own.numpy().data, None)
         is_on_gpu = any(x.is_cuda for x in payload.tensors.values())
         buffer = self._shared_buffer(num_bytes) if self._plane.lends else None
         if buffer is None or not write_block(payload.tensors, slots, buffer.memory):

@@ -52,6 +52,22 @@ def test_who_comes_back_is_outside_and_knows_the_round(peers: Peers) -> None:
     assert again.newest_round == 5
 
 
+def test_what_waits_for_a_connection_goes_out_as_it_was_posted(peers: Peers) -> None:
+    """Small payloads too, which libzmq copies when they are sent."""
+    a, b = peers.make(0), peers.make(1)
+    book = {0: a.endpoint, 1: b.endpoint}
+    a.open(book, [])
+    for round_ in (1, 2, 3):
+        a.post(Tag(round_), {1: number(round_)})
+    opening = peers.threads.submit(b.open, book, [0])
+    read_at(a, Tag(3), opening)
+    opening.result()
+    for round_ in (1, 2, 3):
+        while not (mail := b.collect(Tag(round_), [0], 0.0)).on_time:
+            a.collect(Tag(3), [], 0.01)
+        assert mail.on_time[0].tensors["x"].tolist() == [round_]
+
+
 def test_at_the_beginning_nobody_is_outside(peers: Peers) -> None:
     a, b = peers.pair()
     assert not a.is_outside
