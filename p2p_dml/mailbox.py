@@ -46,15 +46,15 @@ class TaggedMailbox:
             self._late += [Message(j, old, p) for j, p in self._due.pop(old).items()]
 
     def put(self, message: Message, num_bytes: int) -> str | None:
-        self._num_bytes[message.tag] += num_bytes
         if message.tag < self._tag:
             if sum(m.sender == message.sender for m in self._late) >= MANY * self._ahead:
                 return TOO_MANY
             self._late.append(message)
-            return None
-        if sum(message.sender in mail for mail in self._due.values()) >= self._ahead:
+        elif sum(message.sender in mail for mail in self._due.values()) >= self._ahead:
             return "too many messages ahead of time"
-        self._due.setdefault(message.tag, {})[message.sender] = message.payload
+        else:
+            self._due.setdefault(message.tag, {})[message.sender] = message.payload
+        self._num_bytes[message.tag] += num_bytes
         return None
 
     def absent(self, senders: Iterable[PeerId]) -> list[PeerId]:
@@ -114,8 +114,8 @@ class NewestMailbox:
     def take(self, senders: Sequence[PeerId]) -> Mail:
         self._kept |= {j: (payload, self._round) for j, payload in self._fresh.items()}
         self._fresh = {}
-        held = {j: self._age(j) for j in sorted(set(senders) & self._kept.keys())}
-        ages = {j: age for j, age in held.items() if age <= self._max_age}
+        self._kept = {j: k for j, k in self._kept.items() if self._age(j) <= self._max_age}
+        ages = {j: self._age(j) for j in sorted(set(senders) & self._kept.keys())}
         num_bytes, self._num_bytes = self._num_bytes, 0
         return Mail({j: self._kept[j][0] for j in ages}, (), num_bytes, ages)
 
@@ -150,9 +150,9 @@ class EveryMailbox:
         """All that came is due."""
 
     def put(self, message: Message, num_bytes: int) -> str | None:
-        self._num_bytes += num_bytes
         if sum(m.sender == message.sender for m in self._came) >= self._most:
             return TOO_MANY
+        self._num_bytes += num_bytes
         self._came.append(message)
         return None
 
@@ -191,7 +191,8 @@ class HoldingMailbox:
     """Keeps messages from another mailbox until they arrive on the network that is emulated.
 
     `arrival` says when, of a message and its size, on the clock that `now` tells; it may take
-    what it needs off the message, and returns a text if it cannot say.
+    what it needs off the message, and returns a text if it cannot say. `refused` is told of whom
+    the other mailbox has refused a message that has arrived, and why.
     """
 
     def __init__(
@@ -199,8 +200,10 @@ class HoldingMailbox:
         mailbox: Mailbox,
         arrival: Callable[[Message, int], tuple[Message, float] | str],
         now: Callable[[], float],
+        refused: Callable[[PeerId, str], None],
     ) -> None:
         self._mailbox = mailbox
+        self._refused = refused
         self._arrival = arrival
         self._now = now
         self._held: list[_Held] = []
@@ -240,7 +243,8 @@ class HoldingMailbox:
         """Pass on what has arrived."""
         while self._held and self._held[0].due <= self._now():
             held = heapq.heappop(self._held)
-            self._mailbox.put(held.message, held.num_bytes)
+            if (why := self._mailbox.put(held.message, held.num_bytes)) is not None:
+                self._refused(held.message.sender, why)
 
 
 def _by_tag(message: Message) -> tuple[Tag, PeerId]:

@@ -30,6 +30,8 @@ class Need(Enum):
     SYNCHRONOUS = "synchronous rounds"
     EVERY_MESSAGE = "every message exactly once, in asynchronous rounds too"
     EXACT = "messages that come as they were sent"
+    FIRST_WEIGHTS = "the first weights, which all peers draw alike, also at peers that come later"
+    NO_MATRIX_BUFFERS = "no buffers of two or more dimensions among what peers exchange"
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +284,10 @@ class Mailbox(Protocol):
 
 class Membership(Protocol):
     """Who takes part in a run where peers come and go, as far as one peer knows."""
+
+    def may_have(self, peer: PeerId) -> bool:
+        """Whether the run has room for a peer of this id at all."""
+        ...
 
     def admit(self, peer: PeerId, round: int) -> bool:
         """Let `peer` take part, from a round on that all will know of, if it is `round` now.

@@ -2,7 +2,8 @@
 
 It has met neighbours who are past the beginning. It goes on from its own last checkpoint, or, if it
 has none, with the model of a neighbour, and takes part from the round after the latest one that it
-has heard of. Nobody waits for it before.
+has heard of. Nobody waits for it before. Where strategies learn masks over the weights that all
+peers drew alike it keeps those: a neighbour's model would be the weights that its mask has left.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _FILE = "checkpoint"
 class Entrant:
     """A peer before its first round; `run` is where its checkpoints are.
 
-    `waits`: whether rounds are synchronous, so that their numbers mean the same to all. `elastic`:
+    `waits`: whether rounds are synchronous, so that their numbers mean the same to all.
+    `takes_models`: whether the model of a neighbour does in place of its own first one. `elastic`:
     the schedule, where peers come and go.
     """
 
@@ -41,6 +43,7 @@ class Entrant:
     digest: bytes
     learner: LocalLearner
     waits: bool
+    takes_models: bool
     elastic: Elastic | None
     startup_s: float
     on_event: Callable[[Event], None]
@@ -57,13 +60,14 @@ class Entrant:
         given = None if own is not None and is_member else self._ask(transport)
         if own is not None:
             event = Rejoined(self._round(transport, own.round), "checkpoint", own.round)
-        elif given is not None:
+        elif given is not None and self.takes_models:
             self.learner.load_state(given.tensors)
             event = Rejoined(
                 self._round(transport, given.round), "neighbour", given.round, given.peer
             )
         else:
-            event = Rejoined(self._round(transport, 0), "beginning", 0)
+            done = given.round if given else 0
+            event = Rejoined(self._round(transport, done), "beginning", 0)
         self.on_event(event)
         loop.enter(event.round, own)
         transport.come_inside(event.round)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from p2p_dml import data
-from p2p_dml.assemble import Blueprint, loop_of
+from p2p_dml.assemble import Blueprint, links_for, loop_of
 from p2p_dml.checkpoint import write_file
 from p2p_dml.drive import drive
 from p2p_dml.errors import ExitCode, P2PError, StorageError, exit_code_of
@@ -33,10 +33,10 @@ from p2p_dml.launchers.process import (
 )
 from p2p_dml.launchers.resuming import Start
 from p2p_dml.launchers.stopping import StoppedEarly
-from p2p_dml.links.acquaintances import acquaintances
+from p2p_dml.links.acquaintances import acquaintances, is_two_way
 from p2p_dml.links.elastic import Elastic
 from p2p_dml.pace import WallClock
-from p2p_dml.peer import LocalLearner, PeerLoop
+from p2p_dml.peer import LOOKAHEAD, LocalLearner, PeerLoop
 from p2p_dml.tensors import num_bytes, num_elements
 from p2p_dml.transports.at_home import at_home
 from p2p_dml.transports.shaped import Emulation
@@ -50,6 +50,9 @@ Introduce = Callable[[str], Mapping[PeerId, str]]
 
 _HEAD_START = 2
 """So many rounds before its first one a peer that joins is given a model: time to load it."""
+
+_EARLY_ROUNDS = 64
+"""So many rounds a neighbour that waits for nobody may be early, by chance, on a lossy network."""
 
 _STOPPED_EARLY = "stopped by a signal before the first round"
 
@@ -123,17 +126,20 @@ def _bind(
 ) -> ZeroMQTransport:
     limits = limits_of(parts, me)
     mailbox = parts.mailbox(limits.queue_messages)
-    return ZeroMQTransport(
+    if emulation is not None:
+        mailbox = emulation.mailbox(mailbox, lambda sender, why: transport.complain(sender, why))
+    transport = ZeroMQTransport(
         me,
         bind,
         parts.digest(learner.module),
         secrets.randbits(62),
         limits,
         on_event,
-        emulation.mailbox(mailbox) if emulation else mailbox,
+        mailbox,
         keys,
         _elastic(parts),
     )
+    return transport
 
 
 def _elastic(parts: Blueprint) -> Elastic | None:
@@ -235,6 +241,7 @@ class _Life:
             digest=self._digest,
             learner=self._learner,
             waits=self._parts.pace.waits,
+            takes_models=Need.FIRST_WEIGHTS not in self._parts.strategy.needs,
             elastic=self._elastic,
             startup_s=self._parts.config.transport.startup_s,
             on_event=self._log.write,
@@ -298,16 +305,29 @@ def limits_of(parts: Blueprint, me: PeerId) -> Limits:
     """The `[transport]` table as the transport's limits.
 
     Who is not waited for may be overrun: then the newest message, or every one that there is room
-    for, is kept until it can be sent.
+    for, is kept until it can be sent. Where rounds wait there is room for all that may come early.
     """
     config = parts.config
     names = {field.name for field in fields(Limits)} - {"heartbeat_s", "handshake_s", "resend"}
     heartbeat_s = config.heartbeat_s(_connections(parts, me))
     limits = Limits(**config.transport.model_dump(include=names), heartbeat_s=heartbeat_s)
     if parts.pace.waits:
-        return limits
+        return replace(limits, queue_messages=_most_early(parts, me))
     is_every = Need.EVERY_MESSAGE in parts.strategy.needs
     return replace(limits, resend=limits.queue_messages if is_every else 1)
+
+
+def _most_early(parts: Blueprint, me: PeerId) -> int:
+    """How many messages of a neighbour, sent before this peer is so far, there must be room for.
+
+    Over two-way links a neighbour waits for this peer in every exchange. Over one-way links, and
+    where an emulated network loses the answer, it only waits for others, who wait for others.
+    """
+    config, room = parts.config, parts.config.transport.queue_messages
+    schedule = links_for(config, config.peers) if config.elastic else parts.schedule
+    if parts.network is None and is_two_way(schedule, me, LOOKAHEAD):
+        return room
+    return max(room, parts.strategy.exchanges * max(config.peers, _EARLY_ROUNDS))
 
 
 def _connections(parts: Blueprint, me: PeerId) -> int:

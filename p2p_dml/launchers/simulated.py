@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from threading import Event
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import torch
 from torch import nn
@@ -181,7 +181,11 @@ def _transport(shared: Blueprint, me: PeerId, hub: Hub, clock: VirtualClock | No
     emulation = shared.emulation(me, clock or VirtualClock())
     if emulation is None:
         return MemoryTransport(me, hub, mailbox)
-    return emulation.transport(MemoryTransport(me, hub, emulation.mailbox(mailbox), clock))
+
+    def refused(sender: PeerId, why: str) -> NoReturn:
+        raise AssertionError(f"peer {me} has room for all that peer {sender} sends, yet: {why}")
+
+    return emulation.transport(MemoryTransport(me, hub, emulation.mailbox(mailbox, refused), clock))
 
 
 def _virtual_clocks(shared: Blueprint) -> Sequence[VirtualClock]:

@@ -1,4 +1,4 @@
-"""How many others a peer comes to be linked to: each of them is a connection that stays open."""
+"""Whom a peer comes to be linked to: each is a connection that stays open; and how they answer."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ def acquaintances(schedule: LinkSchedule, me: PeerId, ticks: int, seen: int = 8)
     if len(others) == early:
         return early
     return min(schedule(0).num_peers - 1, -(-len(others) * ticks // seen))
+
+
+def is_two_way(schedule: LinkSchedule, me: PeerId, ticks: int) -> bool:
+    """Whether `me` hears exactly those who hear it, in each of the first `ticks` ticks."""
+    graphs = map(schedule, range(ticks))
+    return all({*graph.senders_of(me)} == {*graph.receivers_of(me)} for graph in graphs)

@@ -8,7 +8,7 @@ is not sent before the last one is on its way.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import final
 
@@ -55,9 +55,9 @@ class Emulation:
         self._machine = machine()
         self._offsets: dict[PeerId, float] = {}
 
-    def mailbox(self, mailbox: Mailbox) -> Mailbox:
-        """`mailbox`, reached by messages when they arrive."""
-        return HoldingMailbox(mailbox, self._arrival, self._clock.now)
+    def mailbox(self, mailbox: Mailbox, refused: Callable[[PeerId, str], None]) -> Mailbox:
+        """`mailbox`, reached by messages when they arrive; `refused` is told whose it refuses."""
+        return HoldingMailbox(mailbox, self._arrival, self._clock.now, refused)
 
     def transport(self, transport: Transport) -> Transport:
         """`transport`, whose mailbox is of this emulation."""

@@ -112,7 +112,7 @@ class ZeroMQTransport:
             self._liveness,
             self._mailbox,
             self._plane,
-            self._complain,
+            self.complain,
             members,
         )
         self._sending = Sending(self._hands, self._out, self._plane, snapshots, limits, self.expect)
@@ -313,7 +313,7 @@ class ZeroMQTransport:
     def _take_refusals(self) -> None:
         """Tell whom the gate has turned away meanwhile."""
         for who_and_why, times in self._in.turned_away().items():
-            self._complain(None, who_and_why, times)
+            self.complain(None, who_and_why, times)
 
     def _on_message(self, frames: Frames) -> None:
         contact = frames[0].bytes
@@ -336,7 +336,7 @@ class ZeroMQTransport:
         except WireError as error:
             if self._in.count(contact) and sender is not None:
                 self._liveness.flooded(sender, time.monotonic())
-            self._complain(holder if sender is None else sender, f"{error}{origin(frames)}")
+            self.complain(holder if sender is None else sender, f"{error}{origin(frames)}")
             if sender is None:
                 self._hands.answer(contact, Kind.REFUSED, str(error))
 
@@ -378,7 +378,7 @@ class ZeroMQTransport:
 
     # ---- small parts ----------------------------------------------------------------------
 
-    def _complain(self, sender: PeerId | None, why: str, times: int = 1) -> None:
+    def complain(self, sender: PeerId | None, why: str, times: int = 1) -> None:
         """Report what was rejected, once per sender and reason; how often is told in the end."""
         for event in self._refusals.add(sender, why, self._hands.tag.round, times):
             self.on_event(event)

@@ -67,6 +67,13 @@ PLAIN: Mapping[str, Mapping[str, object]] = {
     "dpsgd before": {"strategy": {"name": "dpsgd", "combine": "before"}},
     "tracking": {"strategy": {"name": "gradient_tracking", "exchanges": 2}},
     "push": {"strategy": "sgp", "links": "one_peer_exponential", "mixing": "push_uniform"},
+    "push, one way, one is slow": {
+        "strategy": "sgp",
+        "links": {"kind": "edges", "edges": [[0, 1], [1, 2], [2, 3], [3, 0]], "directed": True},
+        "mixing": "push_uniform",
+        "stragglers": {"share": 0.25, "round_s": 0.05, "factor": 6.0},
+        "transport": {"queue_messages": 1},
+    },
     "8-bit pairs": {"strategy": {"name": "swarm", "bits": 8}, "links": "random_matching"},
     "mudag": {"strategy": {"name": "mudag", "lambda2": 0.4}, "links": "ring"},
     "adom": {"strategy": "adom"},
@@ -125,7 +132,15 @@ ON_LOSSY = (
 )
 VARIANTS = {**PLAIN, **{f"{x}, lossy": {**PLAIN[x], "network": LOSSY} for x in ON_LOSSY}}
 IN_BOTH = ("local", "dpsgd", "allreduce", "p=9", "learned p", "masks")
-ONLY_IN_DOUBLE = ("tracking", "push", "adom+", "push, lossy", "adom+, lossy", "push, in 16 bits")
+ONLY_IN_DOUBLE = (
+    "tracking",
+    "push",
+    "push, one way, one is slow",
+    "adom+",
+    "push, lossy",
+    "adom+, lossy",
+    "push, in 16 bits",
+)
 SINGLE = [(name, "float32", "ipc") for name in VARIANTS if name not in ONLY_IN_DOUBLE]
 DOUBLE = [(name, "float64", "tcp") for name in IN_BOTH + ONLY_IN_DOUBLE]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from p2p_dml import links
-from p2p_dml.links.acquaintances import acquaintances
+from p2p_dml.links.acquaintances import acquaintances, is_two_way
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,24 @@ def test_others_that_a_peer_of_a_hundred_is_linked_to(
     table: dict[str, object] | str, ticks: int, expected: int
 ) -> None:
     assert acquaintances(links.build(table, 100, 1, Path()), 5, ticks) == expected
+
+
+@pytest.mark.parametrize(
+    ("table", "expected"),
+    [
+        ("ring", True),
+        ("exponential", False),
+        ("one_peer_exponential", False),
+        ({"kind": "k_regular", "degree": 4}, True),
+        ({"kind": "edges", "edges": [[5, 6], [7, 5]], "directed": True}, False),
+        ({"kind": "edges", "edges": [[1, 2]], "directed": True}, True),  # none of them its own
+        ({"kind": "alternating", "phases": ["ring", "exponential"]}, False),
+    ],
+)
+def test_whether_those_who_hear_a_peer_are_heard_by_it(
+    table: dict[str, object] | str, expected: bool
+) -> None:
+    assert is_two_way(links.build(table, 100, 1, Path()), 5, 8) is expected
 
 
 def test_links_drawn_anew_bring_new_ones_in_proportion() -> None:

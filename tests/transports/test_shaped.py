@@ -37,13 +37,17 @@ class Ends:
         every: bool = False,
     ) -> None:
         self.clocks = [VirtualClock(), VirtualClock()]
+        self.refused: list[tuple[PeerId, str]] = []
         mailboxes = mailboxes or [TaggedMailbox(4), TaggedMailbox(4)]
         hub = Hub()
         self.transports: list[Transport] = []
         for me, (clock, mailbox) in enumerate(zip(self.clocks, mailboxes, strict=True)):
             emulation = Emulation(me, network, clock, waits=waits, every=every)
-            inner = MemoryTransport(me, hub, emulation.mailbox(mailbox), clock)
+            inner = MemoryTransport(me, hub, emulation.mailbox(mailbox, self._refused), clock)
             self.transports.append(emulation.transport(inner))
+
+    def _refused(self, sender: PeerId, why: str) -> None:
+        self.refused.append((sender, why))
 
     def post(self, me: PeerId, round_: int) -> int:
         return self.transports[me].post(Tag(round_), {1 - me: MEGABYTE})
@@ -124,9 +128,18 @@ def test_leave_is_taken_when_all_has_arrived() -> None:
     assert ends.clocks[0].now() == pytest.approx(4.0)
 
 
+def test_what_the_mailbox_behind_refuses_is_told() -> None:
+    ends = Ends(slow(delay_s=1.0))
+    for round_ in range(1, 7):
+        ends.post(0, round_)
+    ends.clocks[1].sleep(60.0)
+    assert ends.hears(1, 1)
+    assert ends.refused == [(0, "too many messages ahead of time")] * 2
+
+
 def test_a_message_that_does_not_say_when_it_left_is_refused() -> None:
     emulation = Emulation(1, slow(delay_s=1.0), VirtualClock(), waits=True, every=False)
-    mailbox = emulation.mailbox(TaggedMailbox(4))
+    mailbox = emulation.mailbox(TaggedMailbox(4), print)
     assert mailbox.put(Message(0, Tag(1), MEGABYTE), 4) == "does not say when it left its sender"
     assert math.isinf(mailbox.due_in_s())
 
@@ -149,7 +162,8 @@ def test_clocks_of_two_machines_are_compared_by_what_messages_took(
 def test_over_zeromq_a_message_is_on_time_and_not_before_it_arrives(peers: Peers) -> None:
     network = slow(delay_s=0.2)
     emulations = [Emulation(me, network, WallClock(), waits=True, every=False) for me in (0, 1)]
-    inner = [peers.make(me, mailbox=emulations[me].mailbox(TaggedMailbox(4))) for me in (0, 1)]
+    boxes = [emulation.mailbox(TaggedMailbox(4), print) for emulation in emulations]
+    inner = [peers.make(me, mailbox=boxes[me]) for me in (0, 1)]
     peers.open(*inner)
     sender, receiver = (emulations[me].transport(inner[me]) for me in (0, 1))
     begin = time.monotonic()
