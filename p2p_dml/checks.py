@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from p2p_dml import wire_format
-from p2p_dml.assemble import Blueprint, learner_of, links_for
+from p2p_dml.assemble import Blueprint, learner_of, links_for, training_of
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError
 from p2p_dml.kernels.mixing import is_doubly_stochastic, mixing_matrix
@@ -22,6 +22,7 @@ def check_all(shared: Blueprint) -> nn.Module:
     """
     check_needs(shared)
     model = shared.model()
+    check_buffers(shared, model)
     learner_of(shared, model, 0)
     return model
 
@@ -63,12 +64,29 @@ def check_needs(shared: Blueprint) -> None:
         Need.SYNCHRONOUS: True,  # else `check_pace` has refused it
         Need.EVERY_MESSAGE: True,
         Need.EXACT: True,  # else `check_wire_format` has refused it
+        Need.FIRST_WEIGHTS: True,  # peers that come later keep theirs
+        Need.NO_MATRIX_BUFFERS: True,  # else `check_buffers` refuses it
     }
     for need in shared.strategy.needs:
         if not found[need]:
             raise ConfigError(
                 f"strategy {config.strategy.get('name')!r} needs {need.value}; links = "
                 f"{config.links} with mixing = {config.mixing!r} do not give that; {_FIXES[need]}"
+            )
+
+
+def check_buffers(shared: Blueprint, model: nn.Module) -> None:
+    """Hold the strategy against the buffers of `model`; ConfigError saying what to do instead."""
+    if Need.NO_MATRIX_BUFFERS not in shared.strategy.needs:
+        return
+    if shared.dataset is None or training_of(shared.config).buffers == "local":
+        return
+    for name, buffer in model.named_buffers():
+        if buffer.dim() > 1 and buffer.is_floating_point():
+            raise ConfigError(
+                f"train.buffers: strategy {shared.config.strategy.get('name')!r} masks what peers "
+                f"exchange of two or more dimensions, and {name} {list(buffer.shape)} is a buffer "
+                'of the model, not a weight; set train.buffers = "local"'
             )
 
 

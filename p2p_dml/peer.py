@@ -17,7 +17,7 @@ from torch import Tensor
 
 from p2p_dml import reading, wire_format
 from p2p_dml.checkpoint import Checkpoint
-from p2p_dml.errors import ConfigError, ExitCode
+from p2p_dml.errors import ConfigError, ExitCode, TrainingError
 from p2p_dml.events import (
     Checkpointed,
     Evaluated,
@@ -276,7 +276,9 @@ class PeerLoop:
             receivers, senders = tuple(hood.out_weights), tuple(heard.in_weights)
             delivery = yield Exchange(tag, going, receivers, awaited, senders, upcoming)
             assert delivery is not None
+            begin = self._clock.now()
             inbox = self._inbox(heard, sent, delivery)
+            self._tally.seconds["mix"] += self._clock.now() - begin
             self._walk.advance()
             before = reading.versions(inbox.messages)
             sent, state = self._advance(steps, inbox)
@@ -308,6 +310,11 @@ class PeerLoop:
             return (next(steps) if inbox is None else steps.send(inbox)), None
         except StopIteration as end:
             return None, end.value
+        except FloatingPointError as error:
+            raise TrainingError(
+                f"peer {self.me}, round {self.round}: {error}; the training diverged: a lower "
+                "learning rate may help"
+            ) from error
         finally:
             trained_s = self._meter.seconds - trained_s
             self._tally.seconds["train"] += trained_s

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from p2p_dml.checkpoint import Checkpoint
-from p2p_dml.errors import ConfigError, ExitCode, IsolationError, WireError
+from p2p_dml.errors import ConfigError, ExitCode, IsolationError, TrainingError, WireError
 from p2p_dml.events import Evaluated, Event, Isolated, Rejected, RoundDone, Skipped
 from p2p_dml.exchange import Delivery
 from p2p_dml.kernels.mixing import metropolis
@@ -216,6 +216,20 @@ def test_a_strategy_that_changes_what_it_received_is_told() -> None:
     mail = Mail({j: Payload({"x": torch.zeros(1)}) for j in (1, 2)})
     with pytest.raises(ConfigError, match=r"peer 0, round 1: .* changed tensor 'x' of peer 2"):
         driven.run(mail)
+
+
+class Diverging(Signed):
+    """Finds that its numbers are none any more."""
+
+    def round(self, state: None, learner: Learner, links: Links) -> Generator[Sent, Inbox, None]:
+        yield links.now.broadcast(Payload(learner.params))
+        raise FloatingPointError("body.weight: not all numbers")
+
+
+def test_numbers_that_are_none_any_more_end_the_run_with_peer_and_round() -> None:
+    driven = Driven(Plan(rounds=1, seed=0), Diverging())
+    with pytest.raises(TrainingError, match=r"^peer 0, round 1: body\.weight: not all numbers; .*"):
+        driven.run(Mail({}))
 
 
 # ---- going on from a checkpoint ---------------------------------------------------------------

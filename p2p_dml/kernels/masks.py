@@ -16,16 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from p2p_dml.errors import TrainingError
-
 MAX_MASKS = 255
-"""How many masks `count` can count: what a byte holds."""
+"""How many masks `count` counts at a time: what a byte holds."""
 
 _BLOCK_BYTES = {"cpu": 1 << 18}
 """Bytes of each mask counted at a time, so that all planes stay in cache; elsewhere all at once."""
 
-_SORTED = 1 << 13
-"""Up to so many values sorting is faster than counting digits."""
+_PARTITIONED = 1 << 16
+"""Up to so many values partitioning is faster than counting digits."""
 
 _UP, _DOWN = np.arange(1 << 16), np.arange(1 << 16)[::-1]
 _SIGNED = np.concatenate([_DOWN[1 << 15 :], _UP[1 << 15 :]])
@@ -49,14 +47,14 @@ def top_share(x: Tensor, share: float) -> Tensor:
     """Mask of the `num_kept` largest values of x, a bool tensor of its shape.
 
     Of equal values the first in memory order of a contiguous x are kept, so that every machine
-    finds the same mask. Raises TrainingError if x holds NaN and ValueError as `num_kept`.
+    finds the same mask. Raises FloatingPointError if x holds NaN and ValueError as `num_kept`.
     """
     kept = num_kept(x.numel(), share)
     flat = x.detach().reshape(-1)
     if kept == 0:
         return torch.zeros(x.shape, dtype=torch.bool, device=x.device)
     if bool(flat.max().isnan()):
-        raise TrainingError("the values to be masked are not all numbers; the training diverged")
+        raise FloatingPointError("the values that a mask chooses from are not all numbers")
     mask = _selected(flat, kept) if flat.device.type == "cpu" else _sorted_out(flat, kept)
     return mask.view(x.shape)
 
@@ -99,8 +97,8 @@ def _kth_largest(values: NDArray[np.floating[Any]], k: int) -> NDArray[np.floati
     Digits of 16 bits are counted, the first of all values, the next of those that remain, until
     these are equal: unlike partitioning, that takes no longer where many values are.
     """
-    if values.size <= _SORTED:
-        return np.sort(values)[values.size - k, None]
+    if values.size <= _PARTITIONED:
+        return np.partition(values, values.size - k)[values.size - k, None]
     words, order = values.view(f"u{values.itemsize}"), _SIGNED
     for shift in range(8 * values.itemsize - 16, -16, -16):
         digits = (words >> shift).astype(np.uint16)
@@ -175,12 +173,15 @@ def has_padding(bits: Tensor, numel: int) -> bool:
 def count(packed: Sequence[Tensor], numel: int) -> Tensor:
     """How many of the packed masks have each of `numel` bits, uint8 [numel].
 
-    Up to MAX_MASKS masks are added as bits: the i-th bits of all counts form a plane, made by
-    carry-save adders, and only the log2 planes are spread to a byte per value.
-    Raises ValueError if there are no masks, too many, or any of another length.
+    Masks are added as bits: the i-th bits of all counts form a plane, made by carry-save adders,
+    and only the log2 planes are spread to a byte per value. Of more than MAX_MASKS masks the
+    counts are int64. Raises ValueError if there are no masks, or any of another length.
     """
-    if not 1 <= len(packed) <= MAX_MASKS:
-        raise ValueError(f"{len(packed)} masks: expected 1 to {MAX_MASKS}")
+    if not packed:
+        raise ValueError("no masks: expected at least 1")
+    if len(packed) > MAX_MASKS:
+        some = (packed[i : i + MAX_MASKS] for i in range(0, len(packed), MAX_MASKS))
+        return torch.stack([count(each, numel) for each in some]).sum(0)
     for bits in packed:
         _check_length(bits, numel)
     device, size = packed[0].device, packed_bytes(numel)

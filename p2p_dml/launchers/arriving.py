@@ -21,7 +21,7 @@ from p2p_dml.assemble import (
     load_data,
     training_of,
 )
-from p2p_dml.checks import check_everybody_begins, check_needs
+from p2p_dml.checks import check_buffers, check_everybody_begins, check_needs
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError, StartupError
 from p2p_dml.keys import Keys, new_pair
@@ -104,6 +104,7 @@ class Arrival:
         index = self._place.local_rank % num_gpus if num_gpus else 0
         device = torch.device("cuda", index) if num_gpus else torch.device("cpu")
         model = parts.model().to(device)
+        check_buffers(parts, model)
         self._compare(choice, parts.digest(model).hex(), config)
         teams = self._teams(choice, device, config) if self._role.each > 1 else None
         return Prepared(parts=parts, choice=choice, device=device, model=model, teams=teams)

@@ -12,7 +12,7 @@ from torch import nn
 
 from p2p_dml import config as run_files
 from p2p_dml.assemble import Blueprint, blueprint, learner_of, load_data
-from p2p_dml.checks import check_needs
+from p2p_dml.checks import check_all, check_needs
 from p2p_dml.config import RunConfig
 from p2p_dml.errors import ConfigError, ExitCode, P2PError
 from p2p_dml.launchers import folder
@@ -113,8 +113,7 @@ def run_alone(config: RunConfig, me: PeerId, out: Path) -> ExitCode:
     _check_id(config, me)
     dataset, shards = load_data(config)
     parts = blueprint(config, dataset, shards)
-    check_needs(parts)
-    learner = learner_of(parts, parts.model(), me)
+    learner = learner_of(parts, check_all(parts), me)
     return _meet_and_run(parts, learner, me, out)
 
 

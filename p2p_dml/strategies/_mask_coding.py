@@ -30,14 +30,17 @@ Expected = Callable[[PeerId], Sequence[int]]
 
 PACKED, ENTROPY, DELTA = 0, 1, 2
 
-RECENT = 3
-"""Newest masks that are kept whether or not the other end is known to use them."""
+OWN = 16
+"""Newest own masks that are kept: a peer of a slower pace answers to one that many rounds old."""
 
 WINDOW = 32
 """Rounds for which a mask serves as a base; older ones differ too much to be worth their room."""
 
 PATIENCE = 3
 """Messages without an answer after which masks go whole: the other end may be unable to say so."""
+
+RECENT = PATIENCE + 1
+"""Newest masks of a neighbour that are kept: one that it was told of is its base until then."""
 
 _NONE = 0
 _SCALARS = frozenset({"coding", "base", "have"})
@@ -77,7 +80,7 @@ class Heard:
 class CodingState:
     """What a peer remembers of its links; empty where no changes are sent.
 
-    `sent`: own masks by name, the RECENT newest, and of the last WINDOW rounds those that serve as
+    `sent`: own masks by name, the OWN newest, and of the last WINDOW rounds those that serve as
     base for a neighbour: two for each neighbour, but no more than WINDOW. `heard`: by neighbour,
     until it was not heard for WINDOW rounds.
     """
@@ -283,7 +286,7 @@ def _still_used(
     sent: Mapping[str, Kept], heard: Mapping[str, Heard], round: int
 ) -> dict[str, Kept]:
     """The newest own masks, and those of the last WINDOW rounds that serve as a base."""
-    newest = sorted(sent, key=lambda name: -sent[name].round)[:RECENT]
+    newest = sorted(sent, key=lambda name: -sent[name].round)[:OWN]
     bases = {str(base) for each in heard.values() for base in (each.has, each.last)}
     in_use = {name for name in bases & sent.keys() if round - sent[name].round < WINDOW}
     return {name: kept for name, kept in sent.items() if name in {*newest, *in_use}}

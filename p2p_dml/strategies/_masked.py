@@ -2,7 +2,7 @@
 
 Masked are the exchanged tensors of two or more dimensions, the weights of linear and convolutional
 layers; biases and norms stay as they were drawn, the same at every peer. What a learner holds and
-evaluates are the effective weights w ⊙ m.
+evaluates are the effective weights w ⊙ m. Outputs, filters and neurons, are along the first axis.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def in_turns(value: T | tuple[T, ...]) -> tuple[T, ...]:
 
 def weights_of(learner: Learner) -> Tensors:
     """The weights that can be masked, by name, as live views; ConfigError if there are none."""
-    weights = {name: x for name, x in learner.params.items() if x.dim() > 1}
+    weights = {name: x for name, x in learner.params.items() if x.dim() > 1 and x.numel()}
     if not weights:
         raise ConfigError(
             "model: expected weights of two or more dimensions for the strategy to mask, found none"
@@ -97,10 +97,21 @@ def top_masks(
 ) -> Tensors:
     """Bool masks of each tensor's largest scores; `shares` says how many.
 
-    Outputs with `least_kept` ones or fewer are then taken out whole.
+    Outputs with `least_kept` ones or fewer are then taken out whole. Raises FloatingPointError,
+    naming the tensor, if one holds NaN.
     """
-    masks = {name: top_share(x, shares[name]) for name, x in scores.items()}
+    masks = {name: _top(name, x, shares[name]) for name, x in scores.items()}
     return tmap(lambda mask: prune_outputs(mask, least_kept), masks)
+
+
+def check_least_kept(weights: Mapping[str, Tensor], least_kept: int) -> None:
+    """Raise ConfigError if a tensor would lose all outputs, whatever its mask is."""
+    for name, w in weights.items():
+        if least_kept and w[0].numel() <= least_kept:
+            raise ConfigError(
+                f"strategy.least_kept = {least_kept}: {name} has {w[0].numel()} weights for each "
+                f"output, so that all outputs would go; expected less than {w[0].numel()}"
+            )
 
 
 def num_ones(weights: Mapping[str, Tensor], shares: Mapping[str, float]) -> list[int]:
@@ -133,6 +144,13 @@ def figures_of(masks: Mapping[str, Tensor]) -> dict[str, float]:
         "share/kept": sum(int(each.sum()) for each in outputs) / num_elements(masks),
         "share/empty outputs": empty / sum(map(len, outputs)),
     }
+
+
+def _top(name: str, scores: Tensor, share: float) -> Tensor:
+    try:
+        return top_share(scores, share)
+    except FloatingPointError as error:
+        raise FloatingPointError(f"{name}: {error}") from error
 
 
 def _uniform(like: Tensor, bound: float, draws: torch.Generator) -> Tensor:

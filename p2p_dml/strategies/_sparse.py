@@ -55,7 +55,7 @@ class SparseCode:
 
     @property
     def _weights(self) -> Tensors:
-        return {name: x for name, x in self.like.items() if x.dim() > 1}
+        return {name: x for name, x in self.like.items() if x.dim() > 1 and x.numel()}
 
     def _check(self, sender: PeerId, payload: Payload) -> None:
         """Lengths follow from the sender's shares, so there is one layout that is right."""

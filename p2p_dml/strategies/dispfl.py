@@ -73,7 +73,7 @@ class DisPFL:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.EXACT})
+        return frozenset({Need.EXACT, Need.NO_MATRIX_BUFFERS})
 
     @property
     def exchanges(self) -> int:

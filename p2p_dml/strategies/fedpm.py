@@ -16,7 +16,7 @@ from p2p_dml.strategies._draws import PrivateDraws
 from p2p_dml.strategies._mask_coding import CodingState, MaskCoding
 from p2p_dml.strategies._masked import common_draws, figures_of, put_on, weights_of
 from p2p_dml.strategies._optimisers import SGD, Adam, Moments
-from p2p_dml.tensors import clone, tmap
+from p2p_dml.tensors import clone, not_finite, tmap
 from p2p_dml.types import Coded, Inbox, Learner, Links, Need, Sent, Tensors
 
 CLIP = 0.01
@@ -71,7 +71,7 @@ class FedPM:
     @property
     def needs(self) -> frozenset[Need]:
         mean = {Need.DOUBLY_STOCHASTIC} if self.combine == "weights" else set()
-        return frozenset({Need.EXACT} | mean)
+        return frozenset({Need.EXACT, Need.FIRST_WEIGHTS, Need.NO_MATRIX_BUFFERS} | mean)
 
     @property
     def exchanges(self) -> int:
@@ -92,6 +92,8 @@ class FedPM:
         """Learn probabilities, send a sample, average samples, wear the next one."""
         w, draws = state.weights, PrivateDraws(state.seed, learner.round)
         s, moments = self._learned(state, learner, draws)
+        if wrong := not_finite(s):
+            raise FloatingPointError(f"{wrong}: its scores are not all numbers")
         bits = pack([*draws.sample(tmap(torch.sigmoid, s)).values()]).cpu()
         coding = MaskCoding(numels=tuple(x.numel() for x in w.values()), mode=self.coding)
         seen = CodingState()  # changes of masks, which would need a memory, are not sent

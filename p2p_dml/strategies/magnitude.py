@@ -64,7 +64,7 @@ class Magnitude:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.DOUBLY_STOCHASTIC, Need.EXACT})
+        return frozenset({Need.DOUBLY_STOCHASTIC, Need.EXACT, Need.NO_MATRIX_BUFFERS})
 
     @property
     def exchanges(self) -> int:

@@ -11,12 +11,14 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from p2p_dml.errors import ConfigError
 from p2p_dml.kernels.masks import count, pack
 from p2p_dml.strategies._checks import check_positive
 from p2p_dml.strategies._draws import PrivateDraws
 from p2p_dml.strategies._mask_coding import CodingState, MaskCoding, Mode, sizes
 from p2p_dml.strategies._masked import (
     Keep,
+    check_least_kept,
     common_draws,
     draw_mask,
     draw_scores,
@@ -28,7 +30,7 @@ from p2p_dml.strategies._masked import (
     top_masks,
     weights_of,
 )
-from p2p_dml.tensors import clone, tmap
+from p2p_dml.tensors import clone, num_elements, tmap
 from p2p_dml.types import Coded, Inbox, Learner, Links, Need, PeerId, Sent, Tensors
 
 
@@ -94,7 +96,7 @@ class MCEPL:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset({Need.EXACT})
+        return frozenset({Need.EXACT, Need.FIRST_WEIGHTS, Need.NO_MATRIX_BUFFERS})
 
     @property
     def exchanges(self) -> int:
@@ -103,6 +105,8 @@ class MCEPL:
     def init(self, learner: Learner, seed: int) -> MCEPLState:
         """Scores and a first neighbours' mask that are the same at every peer."""
         weights = clone(weights_of(learner))
+        check_least_kept(weights, self.least_kept)
+        self._check_budget(learner, weights)
         draws = common_draws(weights)
         scores = draw_scores(weights, draws)
         fused = draw_mask(weights, self._keep.common(learner, weights), draws)
@@ -155,8 +159,7 @@ class MCEPL:
         if not heard:
             return state.fused
         w = state.weights
-        counts = count(heard, sum(x.numel() for x in w.values()))
-        each = torch.split(counts, [x.numel() for x in w.values()])
+        each = torch.split(count(heard, num_elements(w)), [x.numel() for x in w.values()])
         flat = [c.to(x.device, x.dtype) / len(heard) for c, x in zip(each, w.values(), strict=True)]
         if self.permuted:
             draws = PrivateDraws(state.seed, learner.round)
@@ -185,8 +188,25 @@ class MCEPL:
             return shares
         budgets = in_turns(self.budget)
         kept = sum(share * weights[name].numel() for name, share in shares.items())
-        factor = min(1.0, budgets[peer % len(budgets)] / kept)
-        return {name: share * factor for name, share in shares.items()}
+        factor = budgets[peer % len(budgets)] / kept
+        if factor >= 1:
+            return shares
+        numels = {name: weights[name].numel() for name in shares}
+        return {name: int(shares[name] * factor * n) / n for name, n in numels.items()}
+
+    def _check_budget(self, learner: Learner, weights: Tensors) -> None:
+        """Raise ConfigError if a budget leaves nothing of a tensor."""
+        budgets = in_turns(self.budget)
+        keep = self._keep
+        kinds = math.lcm(len(budgets), len(keep.representation), len(keep.decision))
+        for peer in range(kinds):
+            shares = self._shares(peer, learner, weights)
+            if nothing := [name for name, share in shares.items() if share == 0]:
+                raise ConfigError(
+                    f"strategy.budget = {budgets[peer % len(budgets)]}: nothing is left of "
+                    f"{', '.join(nothing)}; expected a larger part of the "
+                    f"{num_elements(weights)} weights"
+                )
 
     @property
     def _keep(self) -> Keep:

@@ -11,6 +11,7 @@ import torch
 from p2p_dml.strategies._checks import check_count
 from p2p_dml.strategies._masked import (
     Keep,
+    check_least_kept,
     common_draws,
     draw_scores,
     figures_of,
@@ -65,7 +66,7 @@ class Supermask:
 
     @property
     def needs(self) -> frozenset[Need]:
-        return frozenset()
+        return frozenset({Need.FIRST_WEIGHTS, Need.NO_MATRIX_BUFFERS})
 
     @property
     def exchanges(self) -> int:
@@ -74,6 +75,7 @@ class Supermask:
     def init(self, learner: Learner, seed: int) -> SupermaskState:
         """Scores, and masks of the mean share, which the model wears from now on."""
         w = clone(weights_of(learner))
+        check_least_kept(w, self.least_kept)
         z = draw_scores(w, common_draws(w))
         masks = self._masks(z, self._keep.common(learner, w))
         put_on(learner, w, masks)

@@ -68,7 +68,7 @@ OWN_STEPS: list[tuple[str, Params]] = [
 MASKED: list[tuple[str, Params]] = [
     ("mcepl", {}),
     ("mcepl", {"keep_representation": (0.4, 0.7), "coding": "packed", "least_kept": 1}),
-    ("mcepl", {"coding": "entropy", "fine_tune": 0.0, "budget": 2}),
+    ("mcepl", {"coding": "entropy", "fine_tune": 0.0, "budget": 8}),
     ("supermask", {}),
     ("supermask", {"steps": 2, "momentum": 0.9, "least_kept": 1}),
     ("fedpm", {}),

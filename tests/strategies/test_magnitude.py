@@ -250,9 +250,9 @@ def test_messages_that_make_no_sense_are_refused(bench: Bench, payload: Payload,
         sent.read(0, payload)
 
 
-def test_needs_are_those_of_dpsgd_and_bits_as_they_were_sent() -> None:
+def test_needs_are_those_of_dpsgd_bits_as_they_were_sent_and_weights_to_choose_from() -> None:
     assert DPSGD().needs == {Need.DOUBLY_STOCHASTIC}
-    assert Magnitude().needs == DPSGD().needs | {Need.EXACT}
+    assert Magnitude().needs == DPSGD().needs | {Need.EXACT, Need.NO_MATRIX_BUFFERS}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,26 +13,34 @@ from torch import Tensor
 
 from p2p_dml.errors import ConfigError, WireError
 from p2p_dml.kernels.masks import pack, unpack
+from p2p_dml.strategies._mask_coding import DELTA, ENTROPY, Mode
 from p2p_dml.strategies.mcepl import MCEPL, MCEPLState
+from p2p_dml.strategies.supermask import Supermask
 from p2p_dml.tables import build
 from p2p_dml.types import Coded, Inbox, Neighbourhood, Payload, PeerId, Sent, Tensors
 
 if TYPE_CHECKING:
     from tests.strategies.conftest import Bench, Toy
 
-SHAPES = {"conv.weight": (4, 2, 3, 3), "conv.bias": (4,), "fc.weight": (5, 8), "fc.bias": (5,)}
+Shapes = Mapping[str, tuple[int, ...]]
+SHAPES: Shapes = {
+    "conv.weight": (4, 2, 3, 3),
+    "conv.bias": (4,),
+    "fc.weight": (5, 8),
+    "fc.bias": (5,),
+}
 MASKED = ("conv.weight", "fc.weight")
 RING = {0: (1, 2), 1: (0, 2), 2: (0, 1)}
 
 
-def bowl(bench: Bench, seed: int) -> Toy:
+def bowl(bench: Bench, seed: int, shapes: Shapes = SHAPES) -> Toy:
     """L(x) = sum h (x - t)^2 / 2 with t drawn from `seed`; all have the same first weights."""
-    t = bench.drawn(SHAPES, seed)
+    t = bench.drawn(shapes, seed)
 
     def slope(at: Mapping[str, Tensor]) -> Tensors:
         return {n: 0.01 * (1 + t[n].abs()) * (x - t[n]) for n, x in at.items()}
 
-    return bench.toy(bench.drawn(SHAPES, 0), slope)
+    return bench.toy(bench.drawn(shapes, 0), slope)
 
 
 def hood(me: PeerId) -> Neighbourhood:
@@ -40,10 +49,14 @@ def hood(me: PeerId) -> Neighbourhood:
 
 
 def play(
-    bench: Bench, strategy: MCEPL, rounds: int, lost: Sequence[tuple[PeerId, PeerId]] = ()
+    bench: Bench,
+    strategy: MCEPL,
+    rounds: int,
+    lost: Sequence[tuple[PeerId, PeerId]] = (),
+    shapes: Shapes = SHAPES,
 ) -> tuple[list[Toy], list[MCEPLState], list[list[Sent]]]:
     """Three peers that all hear each other, but for the links (receiver, sender) in `lost`."""
-    learners = [bowl(bench, 10 + i) for i in RING]
+    learners = [bowl(bench, 10 + i, shapes) for i in RING]
     states = [strategy.init(learner, seed=i) for i, learner in enumerate(learners)]
     log = []
     for round in range(1, rounds + 1):
@@ -186,7 +199,29 @@ def test_a_budget_lowers_all_shares_of_a_peer_alike(bench: Bench) -> None:
     learners, _, _ = play(bench, MCEPL(budget=(29, 1000, 1000)), 1)
     # 0.3 of 72 and 0.9 of 40 are 57.6 weights; peer 0 may keep half
     kept = [[int(learner.x[n].count_nonzero()) for n in MASKED] for learner in learners]
-    assert kept == [[11, 18], [22, 36], [22, 36]]
+    assert kept == [[10, 18], [22, 36], [22, 36]]
+
+
+@pytest.mark.parametrize("budget", [3, 10, 29, 57, 58, 1000])
+def test_a_budget_is_never_exceeded(bench: Bench, budget: int) -> None:
+    (learner, *_), _, _ = play(bench, MCEPL(budget=(budget, 1000, 1000)), 1)
+    assert sum(int(learner.x[n].count_nonzero()) for n in MASKED) <= budget
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [
+        (MCEPL(budget=(1000, 2)), r"strategy\.budget = 2: nothing is left of conv\.weight"),
+        (MCEPL(least_kept=18), r"strategy\.least_kept = 18: conv\.weight has 18 weights for"),
+        (MCEPL(least_kept=8), r"strategy\.least_kept = 8: fc\.weight has 8 weights for each"),
+        (Supermask(least_kept=8), r"strategy\.least_kept = 8: fc\.weight has 8 weights for each"),
+    ],
+)
+def test_what_would_leave_nothing_of_a_layer_is_refused(
+    bench: Bench, strategy: MCEPL | Supermask, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        strategy.init(bowl(bench, 10), seed=0)
 
 
 def test_outputs_with_few_kept_weights_are_taken_out_but_not_from_what_is_sent(
@@ -240,6 +275,27 @@ def test_a_malformed_mask_is_refused(bench: Bench, change: Any, message: str) ->
     assert sent.read(1, good).tensors["mask"].numel() == 14
     with pytest.raises(WireError, match=message):
         sent.read(1, Payload({"mask": change(good.tensors["mask"])}, good.scalars))
+
+
+WIDE: Shapes = {**SHAPES, "conv.weight": (16, 8, 3, 3), "fc.weight": (10, 64)}
+SPARSE = MCEPL(keep_representation=0.1, keep_decision=0.1)
+
+
+@pytest.mark.parametrize(
+    ("coding", "met"),
+    [("entropy", {ENTROPY}), ("delta", {ENTROPY, DELTA}), ("eager", {ENTROPY, DELTA})],
+)
+def test_scores_do_not_depend_on_how_masks_travel(
+    bench: Bench, coding: Mode, met: set[int]
+) -> None:
+    """In layers so wide that every way that a coding has is the shortest at times."""
+    _, packed, _ = play(bench, replace(SPARSE, coding="packed"), 6, shapes=WIDE)
+    _, states, log = play(bench, replace(SPARSE, coding=coding), 6, shapes=WIDE)
+    payloads = [payload for sent in log for each in sent for payload in outbox(each).values()]
+    assert {payload.scalars["coding"] for payload in payloads} == met
+    for state, expected in zip(states, packed, strict=True):
+        for name, z in expected.scores.items():
+            assert torch.equal(state.scores[name], z)
 
 
 def test_masks_cost_a_bit_for_each_weight_and_less_when_they_hardly_change(bench: Bench) -> None:

@@ -12,7 +12,7 @@ from p2p_dml.kernels.structure import kept_per_output
 from p2p_dml.strategies.mcepl import MCEPL
 from p2p_dml.strategies.supermask import Supermask, SupermaskState
 from p2p_dml.tensors import clone, tmap
-from p2p_dml.types import AnyStrategy, Inbox, Neighbourhood, PeerId
+from p2p_dml.types import AnyStrategy, Inbox, Need, Neighbourhood, PeerId
 
 if TYPE_CHECKING:
     from tests.strategies.conftest import Bench, Toy
@@ -147,9 +147,12 @@ def test_biases_and_the_state_before_stay(bench: Bench) -> None:
     assert torch.equal(learner.x["body.bias"], before[2]["body.bias"])
 
 
-def test_it_never_talks_and_needs_nothing() -> None:
+def test_it_never_talks_and_needs_the_first_weights() -> None:
     strategy: AnyStrategy = Supermask()
-    assert (strategy.exchanges, strategy.needs) == (0, frozenset())
+    assert (strategy.exchanges, strategy.needs) == (
+        0,
+        frozenset({Need.FIRST_WEIGHTS, Need.NO_MATRIX_BUFFERS}),
+    )
 
 
 @pytest.mark.parametrize(
