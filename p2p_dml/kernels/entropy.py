@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
@@ -90,6 +91,7 @@ def _checked(counts: list[int], numels: Sequence[int]) -> list[int]:
     return counts
 
 
+@lru_cache(maxsize=64)  # peers keep the same share of a layer, round after round
 def _model(ones: int, numel: int) -> stream.model.Categorical:
     """Probabilities of bytes: products in a fixed order, so equal wherever IEEE 754 holds."""
     share = ones / numel
