@@ -113,21 +113,29 @@ class AddressBook:
         return self._numeric[peer]
 
     def add(self, peer: PeerId, address: str) -> None:
-        """Take down where somebody new can be reached, if that is an address at all."""
-        if address and not is_wildcard(address):
-            self._numeric[peer] = resolve(address)
-            self._as_told[peer] = address
+        """Take down where somebody new can be reached. StartupError if nobody can be there."""
+        self._take_down(peer, address)
 
     def move(self, peer: PeerId, address: str) -> bool:
         """Take down where `peer` says it is; whether that is elsewhere. StartupError as above.
 
-        What is no address, or of another kind than before, changes nothing.
+        What means every address, or is of another kind than before, changes nothing.
         """
         before = self._numeric.get(peer, "")
         if is_wildcard(address) or _parts(address)[0] != _parts(before)[0]:
             return False
         if address == self._as_told.get(peer):  # its name may mean nothing any more
             return False
+        self._take_down(peer, address)
+        return self._numeric[peer] != before
+
+    def _take_down(self, peer: PeerId, address: str) -> None:
+        scheme, _, port = _parts(address)
+        is_port = port.isascii() and port.isdecimal() and 0 < int(port) < 1 << 16
+        if is_wildcard(address) or not (scheme == "ipc" or (scheme == "tcp" and is_port)):
+            raise StartupError(
+                f"cannot use {address!r}, the address of peer {peer}: expected such as "
+                "tcp://10.0.0.7:5803"
+            )
         self._numeric[peer] = resolve(address)
         self._as_told[peer] = address
-        return self._numeric[peer] != before

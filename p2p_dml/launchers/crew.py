@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, final
 
-from p2p_dml.errors import ExitCode
+from p2p_dml.errors import ExitCode, StartupError
 from p2p_dml.graph import PeerId
 from p2p_dml.launchers.process import STOP_GRACE_S, THREAD_VARIABLES
 from p2p_dml.launchers.rendezvous import Book, Desk
@@ -171,14 +171,23 @@ class Crew:
 
 @contextmanager
 def hired(threads: int) -> Iterator[Crew]:
-    """Start the nursery (its imports run beside ours); gone with all its children at the end."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "p2p_dml.launchers.nursery"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)),
-        start_new_session=True,
-    )
+    """Start the nursery (its imports run beside ours); gone with all its children at the end.
+
+    Raises StartupError if the system has no room for it.
+    """
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "p2p_dml.launchers.nursery"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | dict.fromkeys(THREAD_VARIABLES, str(threads)),
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise StartupError(
+            f"the process that peers are forked from cannot be started: {error.strerror}; free "
+            "memory or raise the limit on processes"
+        ) from error
     crew = Crew(process)
     try:
         yield crew

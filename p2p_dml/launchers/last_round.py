@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import final
 
+from p2p_dml.files import write_whole
 from p2p_dml.types import PeerId
 
 _WORD = struct.Struct("<q")
@@ -30,8 +31,11 @@ class LastRound:
 
     @staticmethod
     def create(path: Path, num_peers: int, done: int = 0) -> LastRound:
-        """A file that says that no peer has begun and none is to end; `done`: rounds before."""
-        path.write_bytes(_WORD.pack(_OPEN) + _WORD.pack(done) * num_peers)
+        """A file that says that no peer has begun and none is to end; `done`: rounds before.
+
+        Raises StorageError if it cannot be written.
+        """
+        write_whole(path, _WORD.pack(_OPEN) + _WORD.pack(done) * num_peers)
         return LastRound(path)
 
     def choose(self, done: int = 0) -> bool:

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from p2p_dml.errors import StorageError
 
@@ -25,23 +26,39 @@ def temporary_folder() -> Iterator[Path]:
     memory = Path("/dev/shm")
     has_memory = memory.is_dir() and os.access(memory, os.W_OK)
     place = memory if has_memory else Path(tempfile.gettempdir())
-    try:
+    with _explained():
         for left in place.glob(f"{_PREFIX}*/{_LOCK}"):
             _remove_if_left(left)
-        with tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place) as name, _locked(Path(name)):
-            yield Path(name)
+        folder = tempfile.TemporaryDirectory(prefix=_PREFIX, dir=place)
+        try:
+            lock = _locked(Path(folder.name))
+        except OSError:
+            folder.cleanup()
+            raise
+    try:
+        yield Path(folder.name)
+    finally:
+        with _explained():
+            lock.close()
+            folder.cleanup()
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Say of a failure to make or remove the folder what it is; those of the run are its own."""
+    try:
+        yield
     except OSError as error:
         raise StorageError(f"cannot use a temporary folder: {error}") from error
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the kernel lets go however this process ends."""
-    with (path / "unlocked").open("wb") as lock:
-        with suppress(OSError):  # no locks here: nobody will take the folder for left behind
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            os.rename(lock.name, path / _LOCK)  # found by others from now on, and held already
-        yield
+def _locked(path: Path) -> IO[bytes]:
+    """The folder's lock, held; the kernel lets it go however this process ends."""
+    lock = (path / "unlocked").open("wb")
+    with suppress(OSError):  # no locks here: nobody will take the folder for left behind
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        os.rename(lock.name, path / _LOCK)  # found by others from now on, and held already
+    return lock
 
 
 def _remove_if_left(lock: Path) -> None:

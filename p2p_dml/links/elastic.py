@@ -38,6 +38,10 @@ class Members:
         """Who takes part in a round, ascending."""
         return tuple(peer for peer in sorted(self._joins) if self.has(peer, round))
 
+    def may_have(self, peer: PeerId) -> bool:
+        """Whether `peer` is the id of one that can take part at all."""
+        return 0 <= peer < self.most
+
     def has(self, peer: PeerId, round: int) -> bool:
         """Whether `peer` takes part in a round."""
         if peer not in self._joins:
@@ -80,7 +84,7 @@ class Members:
 
     def _entry(self, name: str, round_: float) -> tuple[PeerId, str, int]:
         peer, _, what = name.partition("/")
-        is_peer = peer.isdecimal() and len(peer) < 8 and int(peer) < self.most
+        is_peer = peer.isdecimal() and len(peer) < 8 and self.may_have(int(peer))
         if not is_peer or what not in (_JOINS, _LEAVES) or not (0 <= round_ < 2**53):
             raise WireError(f"says of the members: {name[:40]!r} = {round_}")
         return int(peer), what, int(round_)
@@ -96,6 +100,7 @@ class Elastic:
     def __init__(self, members: Members, of: Callable[[int], LinkSchedule], exchanges: int) -> None:
         self.members = members
         self.has, self.record, self.merge = members.has, members.record, members.merge
+        self.may_have = members.may_have
         self._of = lru_cache(maxsize=None)(of)
         self._exchanges = max(exchanges, 1)
 

@@ -218,11 +218,11 @@ class Handshakes:
         peer = header.sender
         is_alive = self._liveness.is_connected(peer)
         self.admission.check_hello(header, self._answering.get(peer) if is_alive else None)
+        if self._members is not None and not self._members.may_have(peer):
+            raise unknown(peer)
         self.learn(header)
         if self.book and peer not in self.book:
-            if self._members is None:
-                raise unknown(peer)
-            self.book.add(peer, header.note)
+            self._add(peer, header.note)
         for lost in self.admission.admit(contact, header):
             self.answer(lost, Kind.REFUSED, TWINS.format(peer=peer))
         self._announced[peer] = header.note
@@ -234,6 +234,15 @@ class Handshakes:
         mutual = self._plane.know(peer, introduction)
         data, block = self._introducing(Kind.WELCOME, self.tag, "", mutual)
         self._in.answer(contact, data, *block)
+
+    def _add(self, peer: PeerId, address: str) -> None:
+        """Take down where somebody new is; WireError if nobody new can be, or not there."""
+        if self._members is None:
+            raise unknown(peer)
+        try:
+            self.book.add(peer, address)
+        except StartupError as error:
+            raise WireError(str(error)) from error
 
     def _follow(self, peer: PeerId) -> None:
         """Connect to where a lost peer says that it is now, if that is elsewhere."""

@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import final
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -107,7 +106,7 @@ class Plane:
         """What a hello says of this peer's memory."""
         if self._board is None:
             return _NO_TENSORS
-        return {_PLACE: torch.from_numpy(self._board.place.pack())}
+        return {_PLACE: self._board.place.pack()}
 
     # ---- lending --------------------------------------------------------------------------
 
@@ -196,7 +195,7 @@ class Plane:
         """Where another peer's board is, if it is on this machine."""
         if _PLACE not in introduction:
             return None
-        place = Place.unpack(introduction[_PLACE].numpy())
+        place = Place.unpack(introduction[_PLACE])
         return place if place.machine == self._machine else None
 
     def _look(self, peer: PeerId, place: Place) -> MappedSegment | None:

@@ -21,6 +21,7 @@ from typing import final
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from p2p_dml.errors import WireError
 from p2p_dml.transports._machine import boot_id, number_of
@@ -55,14 +56,15 @@ class Place:
     descriptor: int
     token: int
 
-    def pack(self) -> NDArray[np.int64]:
+    def pack(self) -> Tensor:
         """As it travels: int64 [4]."""
-        return np.array([self.machine, self.pid, self.descriptor, self.token], dtype=np.int64)
+        numbers = [self.machine, self.pid, self.descriptor, self.token]
+        return torch.tensor(numbers, dtype=torch.int64)
 
     @staticmethod
-    def unpack(numbers: NDArray[np.int64]) -> Place:
+    def unpack(numbers: Tensor) -> Place:
         """What `pack` made. Raises WireError for what it cannot have made."""
-        if numbers.dtype != np.int64 or numbers.shape != (4,) or (numbers < 0).any():
+        if numbers.dtype != torch.int64 or numbers.shape != (4,) or (numbers < 0).any():
             raise WireError("expected four natural numbers to say where its memory is")
         machine, pid, descriptor, token = numbers.tolist()
         return Place(machine=machine, pid=pid, descriptor=descriptor, token=token)

@@ -204,7 +204,13 @@ class _Inquiry:
                 f"peer {self._me}: the directory at {self._directory} refused it: {header.note}"
             )
         if header.kind is Kind.BOOK and _ADDRESSES in payload.tensors:
-            text = payload.tensors[_ADDRESSES].numpy().tobytes().decode(errors="replace")
+            letters = payload.tensors[_ADDRESSES]
+            if letters.dtype != torch.uint8:
+                raise StartupError(
+                    f"peer {self._me}: {self._directory} is not a directory: {_ADDRESSES}: "
+                    f"expected uint8, found {letters.dtype}"
+                )
+            text = letters.numpy().tobytes().decode(errors="replace")
             self._book = {peer: place for peer, place in enumerate(text.split("\n")) if place}
             self._ticket = header.note
 

@@ -7,7 +7,9 @@ import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import torch
 
+from p2p_dml.checkpoint import checkpoint_file, load
 from p2p_dml.events import event_file, read_events
 
 if TYPE_CHECKING:
@@ -133,6 +135,62 @@ def test_as_often_as_the_run_file_says_and_no_more(shell: Shell) -> None:
     assert ended.code == 1
     assert ended.messages == ["error: peer 2 was ended by signal 9 (Killed)"]
     assert len(events(shell, VICTIM, "started")) == 2
+
+
+@pytest.mark.parametrize("strategy", ["mcepl", "fedpm"])
+def test_who_comes_back_masks_the_weights_that_all_began_with(shell: Shell, strategy: str) -> None:
+    """And not those that the mask of a neighbour has left."""
+    run = {
+        "peers": 4,
+        "rounds": 40,
+        "links": "complete",
+        "strategy": {"name": strategy, "lr": 1.0},
+        "stragglers": {"round_s": 0.1},
+        "faults": [kill(FATAL_ROUND)],
+        "restarts": 1,
+        "evaluate_every": 0,
+    }
+    assert shell.run("run", shell.write("run.toml", run), "--out", "out", "--quiet").code == 0
+    (entry,) = events(shell, VICTIM, "rejoined")
+    assert (entry["source"], entry["model_round"]) == ("beginning", 0)
+    assert entry["round"] > FATAL_ROUND
+    saved = [load(shell.folder / "out" / checkpoint_file(peer, 40)).tensors for peer in range(4)]
+    weights = [{n: x for n, x in each.items() if "strategy/weights" in n} for each in saved]
+    assert weights[0]
+    for each in weights[1:]:
+        assert all(torch.equal(each[name], x) for name, x in weights[0].items())
+
+
+SCARCE = """
+import os, sys
+
+fork, num = os.fork, [0]
+
+def counted():
+    num[0] += 1
+    if num[0] > 4:
+        raise BlockingIOError(11, os.strerror(11))
+    return fork()
+
+if any("nursery" in word for word in sys.orig_argv):
+    os.fork = counted
+"""
+
+
+def test_who_cannot_be_started_again_ends_alone(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the nursery no fork succeeds after the first four."""
+    (shell.folder / "sitecustomize.py").write_text(SCARCE, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(shell.folder))
+    file = write(shell, tables("steady", faults=[kill(FATAL_ROUND)], restarts=1))
+    ended = shell.run("run", file, "--out", "out", "--quiet")
+    assert ended.code == 1
+    why = "error: peer 2: cannot be started: Resource temporarily unavailable; free memory or "
+    assert ended.messages == [f"{why}raise the limit on processes"]
+    for peer in (0, 1, 3):
+        (last,) = events(shell, peer, "finished")
+        assert (last["exit_code"], last["round"]) == (0, ROUNDS)
 
 
 def test_the_report_says_who_came_back_and_how(shell: Shell) -> None:

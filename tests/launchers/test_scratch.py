@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 
 from p2p_dml import config
 from p2p_dml.assemble import load_data
+from p2p_dml.errors import StorageError
 from p2p_dml.launchers.scratch import laid_out, lay_out
 from p2p_dml.launchers.temporary import temporary_folder
 
@@ -42,6 +46,35 @@ def test_the_folder_is_gone_at_the_end_whatever_happens() -> None:
         (folder / "file").write_text("x")
         raise KeyError
     assert not folder.exists()
+
+
+def test_an_error_of_the_run_is_not_one_of_the_folder() -> None:
+    with pytest.raises(ConnectionResetError), temporary_folder() as folder:
+        raise ConnectionResetError
+    assert not folder.exists()
+
+
+def _fail(*arguments: object, **more: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [(tempfile, "mkdtemp"), (Path, "open"), (shutil, "rmtree")],
+)
+def test_a_folder_that_cannot_be_made_or_removed_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: object, what: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda *_: False)  # to /dev/shm, where others' folders are
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(StorageError, match=r"cannot use a temporary folder: .*No space left"),
+    ):
+        patch.setattr(where, what, _fail)
+        with temporary_folder():
+            pass
+    assert any(tmp_path.iterdir()) is (what == "rmtree")
 
 
 def test_what_a_killed_process_left_goes_with_the_next_folder_and_nothing_else() -> None:

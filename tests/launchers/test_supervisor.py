@@ -93,13 +93,13 @@ Hire = Callable[..., tuple[Host, Host]]
 
 @pytest.fixture
 def hire(tmp_path: Path) -> Iterator[Hire]:
-    """Two hosts with half of the peers each; more tables for the run."""
+    """Two hosts, with `here` peers on the first; more tables for the run."""
     hosts: list[Host] = []
 
-    def start(**more: object) -> tuple[Host, Host]:
+    def start(here: int = PEERS // 2, **more: object) -> tuple[Host, Host]:
         run = {**RUN, "transport": {"addresses": _addresses()}, **more}
-        hosts.append(Host(tmp_path / "a", range(2), run))
-        hosts.append(Host(tmp_path / "b", range(2, PEERS), run))
+        hosts.append(Host(tmp_path / "a", range(here), run))
+        hosts.append(Host(tmp_path / "b", range(here, PEERS), run))
         return hosts[0], hosts[1]
 
     yield start
@@ -211,20 +211,22 @@ def test_no_peer_outlives_its_supervisor(hire: Hire, way: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_lost_peer_is_started_again_at_its_address(hire: Hire) -> None:
+@pytest.mark.parametrize(("here", "lost"), [(2, 1), (1, 0)], ids=["one of two", "the only one"])
+def test_a_lost_peer_is_started_again_at_its_address(hire: Hire, here: int, lost: int) -> None:
     """With data of its host and at its port; to the launcher it never ended."""
-    fault = {"peers": [1], "round": 4, "kind": "kill"}
+    fault = {"peers": [lost], "round": 4, "kind": "kill"}
     rounds = {"rounds": 60, "stragglers": {"round_s": 0.15}, "evaluate_every": 0}
-    hosts = hire(faults=[fault], restarts=1, **rounds)
+    hosts = hire(here, faults=[fault], restarts=1, **rounds)
     _meet(*hosts)
     for host in hosts:
         assert host.hear("over") == {"exit_codes": {str(p): 0 for p in host.peers}, "errors": {}}
-    first, second = (_events(hosts[0], 1, name) for name in ("started", "rejoined"))
+    first, second = (_events(hosts[0], lost, name) for name in ("started", "rejoined"))
     assert len({event["endpoint"] for event in first}) == 1
     assert [len(first), len(second)] == [2, 1]
-    for host, peer in ((hosts[0], 0), (hosts[1], 2)):  # its neighbours on the ring
+    for peer in ((lost + 1) % PEERS, (lost - 1) % PEERS):  # its neighbours on the ring
+        host = next(host for host in hosts if peer in host.peers)
         missing = [event["missing"] for event in _events(host, peer, "round_done")]
-        assert missing[3] == [1]
+        assert missing[3] == [lost]
         assert missing[-3:] == [[]] * 3
 
 

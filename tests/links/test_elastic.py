@@ -59,6 +59,11 @@ def test_the_order_of_news_does_not_matter(changes: list[tuple[str, int, int]]) 
         assert {each.at(round_) for each in peers} == {everything.at(round_)}
 
 
+def test_there_is_room_for_as_many_as_the_run_has() -> None:
+    found = schedule(3)
+    assert [found.may_have(peer) for peer in (-1, 0, MOST - 1, MOST)] == [False, True, True, False]
+
+
 def test_what_is_known_is_no_news() -> None:
     one, other = members([("join", 5, 10)]), members([])
     assert other.merge(one.record())

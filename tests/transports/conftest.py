@@ -14,7 +14,7 @@ import zmq
 from p2p_dml import wire
 from p2p_dml.events import Event, NeighbourChanged, Rejected
 from p2p_dml.transports.zeromq import Limits, ZeroMQTransport
-from p2p_dml.types import Mailbox, PeerId, Tag
+from p2p_dml.types import Mailbox, Membership, PeerId, Tag
 from p2p_dml.wire import Header, Kind
 
 RUN = b"r" * 16
@@ -39,9 +39,12 @@ class Peers:
         incarnation: int = 1,
         bind: str = ANYWHERE,
         mailbox: Mailbox | None = None,
+        members: Membership | None = None,
     ) -> ZeroMQTransport:
         events: list[Event] = []
-        transport = ZeroMQTransport(me, bind, digest, incarnation, limits, events.append, mailbox)
+        transport = ZeroMQTransport(
+            me, bind, digest, incarnation, limits, events.append, mailbox, members=members
+        )
         self.events[transport] = events
         return transport
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, final
 
 import pytest
+import torch
 import zmq
 
-from p2p_dml import keys
+from p2p_dml import keys, wire
 from p2p_dml.errors import StartupError
 from p2p_dml.keys import Keys
 from p2p_dml.transports.directory import (
@@ -27,7 +28,7 @@ from p2p_dml.types import PeerId, Tag
 from p2p_dml.wire import Header, Kind
 
 if TYPE_CHECKING:
-    from tests.transports.conftest import FreePorts
+    from tests.transports.conftest import FreePorts, Raw
 
 RUN = b"r" * 16
 PEERS = 3
@@ -145,6 +146,20 @@ def test_garbage_is_refused_and_told(office: Office) -> None:
         stranger.send(b"garbage")
         assert stranger.poll(10_000)
     assert "header" in office.told[0]
+
+
+def test_an_answer_that_is_no_book_is_of_no_directory(raw: Raw) -> None:
+    line, endpoint = raw.bound()
+    hello = Header(Kind.HELLO, RUN, 1, 0, Tag(0), note="tcp://127.0.0.1:1")
+    tensors = {"addresses": torch.zeros(3, dtype=torch.bfloat16)}
+    slots = wire.slots_of(tensors)
+    answer = wire.encode_header(Header(Kind.BOOK, RUN, 0, 0, Tag(0), slots=slots))
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask, endpoint, hello, PEERS, None, 20.0)
+        contact, *_ = line.recv_multipart()
+        line.send_multipart([contact, answer, wire.encode_block(tensors, slots)])
+        with pytest.raises(StartupError, match="not a directory: addresses: expected uint8, found"):
+            asking.result()
 
 
 def test_an_address_that_is_taken(office: Office) -> None:

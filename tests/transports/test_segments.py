@@ -5,10 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 
 from p2p_dml.errors import WireError
 from p2p_dml.transports._board import Board, Row
@@ -95,13 +93,15 @@ def test_a_place_travels() -> None:
 @pytest.mark.parametrize(
     "numbers",
     [
-        np.array([1, 2, 3], dtype=np.int64),
-        np.array([1, 2, 3, -4], dtype=np.int64),
-        np.array([1, 2, 3, 4], dtype=np.int32),
-        np.ones((4, 1), dtype=np.int64),
+        torch.tensor([1, 2, 3]),
+        torch.tensor([1, 2, 3, -4]),
+        torch.tensor([1, 2, 3, 4], dtype=torch.int32),
+        torch.tensor([1, 2, 3, 4], dtype=torch.bfloat16),
+        torch.tensor([True] * 4),
+        torch.ones((4, 1), dtype=torch.int64),
     ],
 )
-def test_what_is_no_place_is_refused(numbers: NDArray[np.int64]) -> None:
+def test_what_is_no_place_is_refused(numbers: torch.Tensor) -> None:
     with pytest.raises(WireError, match="four natural numbers"):
         Place.unpack(numbers)
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from torch import Tensor
 
 from p2p_dml import wire
+from p2p_dml.errors import StartupError
 from p2p_dml.events import NotShared
 from p2p_dml.transports import _plane
 from p2p_dml.transports._board import SLOTS
@@ -129,12 +131,31 @@ def test_what_is_not_finite_is_not_lent(peers: Peers, wrong: float) -> None:
     assert [mail.on_time[1].is_finite for mail in mails] == [True, False, True]
 
 
-def test_a_hello_with_a_senseless_place_is_refused(peers: Peers, raw: Raw) -> None:
+SENSELESS = [torch.tensor([1, 2, 3, -4]), torch.zeros(4, dtype=torch.bfloat16), torch.zeros(0)]
+
+
+@pytest.mark.parametrize("place", SENSELESS, ids=["negative", "bfloat16", "nothing"])
+def test_a_hello_with_a_senseless_place_is_refused(peers: Peers, raw: Raw, place: Tensor) -> None:
     a = peers.make(0)
-    tensors = {"memory": torch.tensor([1, 2, 3, -4])}
+    tensors = {"memory": place}
     slots = wire.slots_of(tensors)
     header = wire.Header(wire.Kind.HELLO, RUN, 1, 7, Tag(0), slots=slots)
     frames = wire.encode_header(header), wire.encode_block(tensors, slots)
     kind, why = raw.ask(a, raw.dealer(a.endpoint), *frames)
     assert kind is wire.Kind.REFUSED
     assert "four natural numbers" in why
+
+
+@pytest.mark.parametrize("place", SENSELESS, ids=["negative", "bfloat16", "nothing"])
+def test_an_answer_with_a_senseless_place_is_one_of_no_peer(
+    peers: Peers, raw: Raw, place: Tensor
+) -> None:
+    a, (line, endpoint) = peers.make(0), raw.bound()
+    opening = peers.threads.submit(a.open, {0: a.endpoint, 1: endpoint}, [1])
+    contact, *_ = line.recv_multipart()
+    tensors = {"memory": place}
+    slots = wire.slots_of(tensors)
+    header = wire.Header(wire.Kind.WELCOME, RUN, 1, 7, Tag(0), slots=slots)
+    line.send_multipart([contact, wire.encode_header(header), wire.encode_block(tensors, slots)])
+    with pytest.raises(StartupError, match=r"peer 1 at .* expected four natural numbers"):
+        opening.result()

@@ -118,6 +118,28 @@ def test_the_book_takes_down_where_a_peer_is(said: str, has_moved: bool, now: st
     assert (1 in book, 2 in book, len(book)) == (True, False, 1)
 
 
+@pytest.mark.usefixtures("names")
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("tcp://nobody:5800", "cannot resolve the host of tcp://nobody:5800"),
+        ("tcp://10.0.0.7:port", "cannot use .* the address of peer 2: expected such as tcp://"),
+        ("tcp://10.0.0.7:65536", "cannot use"),
+        ("tcp://10.0.0.7:0", "cannot use"),
+        ("tcp://*:5800", r"cannot use 'tcp://\*:5800'"),
+        ("udp://10.0.0.7:5800", "cannot use"),
+        ("", "cannot use ''"),
+    ],
+)
+def test_nobody_new_is_taken_down_where_nobody_can_be(said: str, why: str) -> None:
+    book = AddressBook({1: "tcp://both:5800"})
+    with pytest.raises(StartupError, match=why):
+        book.add(2, said)
+    assert 2 not in book
+    book.add(2, "tcp://six:5800")
+    assert book[2] == "tcp://[2001:db8::7]:5800"
+
+
 # ---- over real sockets -----------------------------------------------------------------------
 
 

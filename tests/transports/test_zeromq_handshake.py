@@ -12,6 +12,8 @@ import torch
 
 from p2p_dml import wire
 from p2p_dml.errors import StartupError
+from p2p_dml.links.elastic import Elastic, Members
+from p2p_dml.links.static import Ring
 from p2p_dml.transports.zeromq import Limits
 from p2p_dml.types import Payload, PeerId, Tag
 from p2p_dml.wire import Header, Kind
@@ -72,6 +74,36 @@ def test_ids_outside_the_run_are_refused(peers: Peers, raw: Raw, claimed: PeerId
     kind, note = raw.ask(a, raw.dealer(a.endpoint), raw.frame(Kind.HELLO, claimed))
     assert kind is Kind.REFUSED
     assert f"peer id {claimed} is this peer's own or not of this run" in note
+
+
+@pytest.mark.parametrize(
+    ("peer", "place", "why"),
+    [
+        (2, "tcp://127.0.0.1:5802", None),
+        (4, "tcp://127.0.0.1:5804", "peer id 4 is this peer's own or not of this run"),
+        (2, f"tcp://{'a' * 70}:5802", "cannot resolve the host of tcp://a"),
+        (
+            2,
+            "tcp://127.0.0.1:port",
+            "cannot use 'tcp://127.0.0.1:port', the address of",
+        ),
+        (2, "tcp://*:5802", "cannot use 'tcp://*:5802', the address of peer 2"),
+        (2, "", "cannot use '', the address of peer 2"),
+    ],
+)
+def test_of_newcomers_only_those_that_can_be_reached_get_in(
+    peers: Peers, raw: Raw, peer: PeerId, place: str, why: str | None
+) -> None:
+    """An elastic run of two peers now and four at most."""
+    members = [Elastic(Members(2, 4), lambda n: Ring(num_peers=n), 1) for _ in range(2)]
+    a, b = (peers.make(me, members=members[me]) for me in range(2))
+    peers.open(a, b)
+    hello = Header(Kind.HELLO, RUN, peer, 7, wire.NEVER, place, {"3/joins": 9.0})
+    kind, note = raw.ask(a, raw.dealer(a.endpoint), wire.encode_header(hello))
+    assert kind is (Kind.REFUSED if why else Kind.WELCOME)
+    assert (why or "") in note
+    b.post(Tag(1), {0: number(1.0)})
+    assert list(a.collect(Tag(1), [1], PATIENT_S).on_time) == [1]
 
 
 def test_a_second_peer_with_a_taken_id_is_refused(peers: Peers) -> None:
