@@ -54,6 +54,7 @@ from p2p_dml.wire_format import Coder
 Shards = Mapping[PeerId, NDArray[Any]]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 _CONDITIONS = {field.name for field in fields(Conditions)}
+_PARTS = ("needs", "exchanges", "init", "round", "report")  # of a strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +206,12 @@ def strategy_of(config: RunConfig) -> AnyStrategy:
         chosen: Callable[..., AnyStrategy] = tables.choose(STRATEGIES, name, "strategy.name")
         return tables.build(chosen, rest, "strategy")
     strategy: Any = plugins.call(name, rest, "strategy")
+    if isinstance(strategy, type) or any(getattr(strategy, x, None) is None for x in _PARTS):
+        what = strategy.__name__ if isinstance(strategy, type) else type(strategy).__name__
+        raise ConfigError(
+            f"strategy: {name!r} must return a strategy, with {', '.join(_PARTS[:-1])} and "
+            f"{_PARTS[-1]}; found {what!r}"
+        )
     return strategy  # type: ignore[no-any-return]
 
 

@@ -296,7 +296,7 @@ def export(
 @topology_app.command("show")
 def topology_show(
     what: Annotated[str, typer.Argument(metavar="FILE_OR_KIND", help="topology file or kind")],
-    peers: Annotated[int | None, typer.Option(help="number of peers")] = None,
+    peers: Annotated[int | None, typer.Option(min=1, help="number of peers")] = None,
     ticks: Annotated[int, typer.Option(min=1, help="how many ticks to look at")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="of random kinds")] = 0,
     mixing: Annotated[

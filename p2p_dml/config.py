@@ -11,12 +11,13 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from p2p_dml.errors import ConfigError
+from p2p_dml.run_fields import Name, Pair, Seconds, Wait
 from p2p_dml.tables import explain, keys_of, nearest, parse_toml, read_toml
 
 Table = dict[str, Any]
@@ -24,14 +25,13 @@ FaultPhase = Literal["train", "send", "mix", "checkpoint"]
 FaultKind = Literal[
     "kill", "stop", "hang", "exit", "nan", "full_disk", "read_only", "descriptors", "memory"
 ]
-Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
 
 _SHORT_FOR = {"links": "kind", "train": "function"}
 """The key that a table's short form stands for, where it is not `name`."""
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class TransportConfig(_Section):
@@ -84,21 +84,20 @@ class TransportConfig(_Section):
     )
     host: str = Field("127.0.0.1", description="`p2p-dml peer` without addresses: the host")
     base_port: int = Field(5800, ge=1, le=65000, description="port of peer 0; peer i takes + i")
-    startup_s: float = Field(60.0, gt=0, description="wait for every neighbour's first hello")
-    straggler_s: float = Field(60.0, gt=0, description="wait for a slow neighbour in an exchange")
+    startup_s: Wait = Field(60.0, description="wait for every neighbour's first hello")
+    straggler_s: Wait = Field(60.0, description="wait for a slow neighbour in an exchange")
     patience: int = Field(
         3,
         ge=1,
         description="exchanges in a row that a neighbour may miss by then; after that it "
         "is not waited for until it delivers again",
     )
-    heartbeat_s: float | None = Field(
+    heartbeat_s: Wait | None = Field(
         None,
-        gt=0,
         description="silence after which a connection is dead; default: 5, and more with many "
         "connections, so that there are at most 1,000 heartbeats per second in the whole run",
     )
-    linger_s: float = Field(5.0, ge=0, description="wait at the end until others have read all")
+    linger_s: Seconds = Field(5.0, description="wait at the end until others have read all")
     queue_messages: int = Field(4, ge=1, description="messages queued per neighbour and direction")
     max_message_bytes: int = Field(1 << 30, ge=1 << 10, description="larger ones are refused")
     shared_memory: bool = Field(
@@ -112,9 +111,11 @@ class StragglersConfig(_Section):
     """Slowness that is emulated: local work is followed by a pause, so it takes no computing."""
 
     share: float = Field(0.0, ge=0, le=1, description="of the peers are slow, drawn by the seed")
-    factor: float = Field(5.0, ge=1, description="their local work takes so many times as long")
-    round_s: float = Field(
-        0.0, ge=0, description="least seconds of a normal peer's local work in a round"
+    factor: float = Field(
+        5.0, ge=1, le=10_000, description="their local work takes so many times as long"
+    )
+    round_s: Seconds = Field(
+        0.0, description="least seconds of a normal peer's local work in a round"
     )
 
     @property
@@ -139,8 +140,8 @@ class BetweenConfig(_Section):
 
     peers: list[Pair] = Field(min_length=1, description="pairs of peers, such as [[0, 1], [0, 2]]")
     loss: float | None = Field(None, ge=0, le=1, description="share of messages that are lost")
-    delay_s: float | None = Field(None, ge=0, description="how long a message travels")
-    jitter_s: float | None = Field(None, ge=0, description="up to so much longer")
+    delay_s: Seconds | None = Field(None, description="how long a message travels")
+    jitter_s: Seconds | None = Field(None, description="up to so much longer")
     bandwidth_mbps: float | None = Field(None, gt=0, description="megabits per second of a link")
 
 
@@ -148,8 +149,8 @@ class NetworkConfig(_Section):
     """The network that a run emulates between its peers, whatever is really there."""
 
     loss: float = Field(0.0, ge=0, le=1, description="share of messages that are lost")
-    delay_s: float = Field(0.0, ge=0, description="how long a message travels")
-    jitter_s: float = Field(0.0, ge=0, description="up to so much longer, drawn per message")
+    delay_s: Seconds = Field(0.0, description="how long a message travels")
+    jitter_s: Seconds = Field(0.0, description="up to so much longer, drawn per message")
     bandwidth_mbps: float | None = Field(
         None, gt=0, description="megabits per second of a link; default: no limit"
     )
@@ -186,16 +187,16 @@ class FaultConfig(_Section):
     kind: FaultKind = Field(
         description="what happens to the peer's process, its numbers or its disk"
     )
-    for_s: float = Field(1.0, gt=0, description="how long a stop or a hang lasts")
+    for_s: Wait = Field(1.0, description="how long a stop or a hang lasts")
 
 
 class WatchdogConfig(_Section):
     """When a peer is held to hang, and what it does then; waiting for others does not count."""
 
-    step_s: float = Field(
-        600.0, gt=0, description="training, sending, mixing or evaluating that lasts longer is told"
+    step_s: Wait = Field(
+        600.0, description="training, sending, mixing or evaluating that lasts longer is told"
     )
-    storage_s: float = Field(60.0, gt=0, description="the same of writing a checkpoint or an event")
+    storage_s: Wait = Field(60.0, description="the same of writing a checkpoint or an event")
     action: Literal["report", "end"] = Field(
         "report",
         description="end: the peer leaves the stacks of its threads in its log and ends at once, "
@@ -206,12 +207,12 @@ class WatchdogConfig(_Section):
 class RunConfig(_Section):
     """A whole run. `folder` (not part of the file) is where relative paths start."""
 
-    name: str = Field("run", description="shown in reports; names the default run folder")
+    name: Name = Field("run", description="shown in reports; names the default run folder")
     peers: int = Field(ge=1, le=100_000, description="number of peers")
     rounds: int = Field(ge=1, description="number of rounds")
     seed: int = Field(0, ge=0, lt=1 << 63, description="everything random follows from it")
     dtype: Literal["float32", "float64"] = Field("float32", description="of parameters and data")
-    threads: int = Field(1, ge=1, description="torch threads per peer")
+    threads: int = Field(1, ge=1, le=1024, description="torch threads per peer")
     strategy: Table = Field(description="what is sent and how it is combined: name, parameters")
     links: Table = Field(description="who talks to whom in a round: kind, parameters; or file")
     pace: Table = Field(

@@ -13,12 +13,13 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import IO, Any, Literal, final, get_args
 
 from p2p_dml.errors import StorageError, TrainingError
+from p2p_dml.event_fields import checker, is_integer, is_time
 from p2p_dml.types import PeerId
 
 PHASES = ("train", "send", "wait", "mix", "evaluate")
@@ -233,6 +234,7 @@ def event_name(event: type[Any]) -> str:
 _NAMES_AND_KEYS = {
     each: (event_name(each), tuple(key.name for key in fields(each))) for each in get_args(Event)
 }
+_CHECKS = {event_name(each): checker(each) for each in get_args(Event)}
 
 
 class EventLog:
@@ -323,32 +325,50 @@ def _is_superseded(line: Mapping[str, Any], round: int) -> bool:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the events of one file; lines torn by the death of their peer are left out."""
-    with path.open(encoding="utf-8") as lines:
+    """Yield the events of one file; lines that `parse` makes nothing of are left out.
+
+    Raises StorageError if the file cannot be read.
+    """
+    with _reading(path), path.open("rb") as lines:
         for line in lines:
-            try:
-                event = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if line.endswith("\n"):
+            if line.endswith(b"\n") and (event := parse(line)) is not None:
                 yield event
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot read the events in {path}: {error.strerror}") from error
 
 
 # How EventLog begins each line. Quotes inside strings are escaped, so it is nowhere else.
 _BEGIN = b'{"event": '
+_DECODER = json.JSONDecoder()
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
-    """The event in one line; None for one that is torn or no event.
+    """The event in one line; None for one that is torn, no event, or has a field of a wrong type.
 
     A peer that was killed while writing and came back appends to its half line: what follows the
     torn half is still read.
     """
     try:
-        event = json.loads(line[max(0, line.rfind(_BEGIN)) :])
-    except ValueError:
+        text = line[max(0, line.rfind(_BEGIN)) :].decode().strip()
+        event, end = _DECODER.raw_decode(text)
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and "event" in event and "t" in event else None
+    return event if isinstance(event, dict) and end == len(text) and _is_sound(event) else None
+
+
+def _is_sound(event: Mapping[str, Any]) -> bool:
+    """Whether readers find what they expect; events of other names are of no concern to them."""
+    name = event.get("event")
+    if not (isinstance(name, str) and is_time(event.get("t"))):
+        return False
+    check = _CHECKS.get(name)
+    return check is None or (is_integer(event.get("peer")) and check(event))
 
 
 @final
@@ -362,14 +382,15 @@ class EventTail:
 
     def lines(self) -> list[bytes]:
         """Lines completed since the last call; one without its end waits for the next."""
-        try:
-            if self._path.stat().st_size <= self._offset:
+        with _reading(self._path):
+            try:
+                if self._path.stat().st_size <= self._offset:
+                    return []
+                with self._path.open("rb") as file:
+                    file.seek(self._offset)
+                    fresh = file.read()
+            except FileNotFoundError:
                 return []
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                fresh = file.read()
-        except FileNotFoundError:
-            return []
         self._offset += len(fresh)
         *lines, self._half_line = (self._half_line + fresh).split(b"\n")
         return lines

@@ -194,7 +194,11 @@ def build_model(
         is_own = plugins.is_object_path(str(table.get("name")))  # and may draw on any device
         (torch.manual_seed if is_own else torch.default_generator.manual_seed)(seed)
         own = {key: value for key, value in table.items() if key != "init"}
-        module = _build(own, shape, classes, where).to(dtype)
+        try:
+            module = _build(own, shape, classes, where).to(dtype)
+        except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
+            why, *_ = str(error).splitlines() or [type(error).__name__]
+            raise ConfigError(f"{where}: cannot be built: {why}") from error
         sample = torch.zeros((1, *shape), dtype=torch.int64 if is_tokens else dtype)
         _check_output(module, sample, classes, where)
     redraw(module, table.get("init"), seed, where)
@@ -249,8 +253,7 @@ def parts(module: nn.Module) -> dict[str, Part]:
     for name, value in module.state_dict(keep_vars=True).items():
         if value.is_floating_point() and value not in seen:
             seen.add(value)
-            is_decision = name.rpartition(".")[0] in decision
-            found[name] = "decision" if is_decision else "representation"
+            found[name] = "decision" if name.rpartition(".")[0] in decision else "representation"
     return found
 
 
@@ -260,9 +263,8 @@ def _build(
     name, rest = plugins.take_name(table, where)
     if not plugins.is_object_path(name):
         factory = tables.choose(MODELS, name, f"{where}.name")
-        for key in ("shape", "classes"):
-            if key in rest:
-                raise ConfigError(f"{where}.{key}: comes from the data set; remove this key")
+        for key in sorted({"shape", "classes"} & rest.keys()):
+            raise ConfigError(f"{where}.{key}: comes from the data set; remove this key")
         return tables.build(factory, rest, where, shape=shape, classes=classes)
     module = plugins.call(name, rest, where)
     if not isinstance(module, nn.Module):
@@ -360,9 +362,7 @@ class _CausalBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        mask = nn.Transformer.generate_square_subsequent_mask(
-            x.shape[1], device=x.device, dtype=x.dtype
-        )
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1], x.device, x.dtype)
         return cast(Tensor, self.block(x, src_mask=mask, is_causal=True))
 
 

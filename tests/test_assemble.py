@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from p2p_dml import config
-from p2p_dml.assemble import Blueprint, blueprint, load_data, model_of
-from p2p_dml.checks import check_needs
+from p2p_dml import config, data
+from p2p_dml.assemble import Blueprint, blueprint, load_data, model_of, strategy_of
+from p2p_dml.checks import check_buffers, check_needs
 from p2p_dml.errors import ConfigError
 from p2p_dml.launchers.life import limits_of
 from p2p_dml.mailbox import EveryMailbox, NewestMailbox, TaggedMailbox
@@ -28,6 +29,7 @@ from p2p_dml.types import Need
 class Twice:
     needs = frozenset()
     exchanges = 2
+    init = round = report = print  # never called
 """
 
 
@@ -74,6 +76,29 @@ def test_a_network_of_peers_and_links_that_are_not_there(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         parts_of(strategy="dpsgd", **changes)
+
+
+class Positioned(nn.Module):
+    """A model with a table that is a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("position", torch.ones(8, 8))
+        self.register_buffer("mean", torch.ones(8))
+        self.layer = nn.Linear(64, 10)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_buffers_that_would_be_masked_are_refused(name: str) -> None:
+    dataset = data.load({"name": "digits"})
+    run = config.parse({**BASE, "strategy": name}, Path())
+    with pytest.raises(ConfigError, match=r"train\.buffers: .*position \[8, 8\] is .*local"):
+        check_buffers(blueprint(run, dataset), Positioned())
+    check_buffers(blueprint(run, dataset), nn.Linear(64, 10))
+    local = config.parse({**BASE, "strategy": name, "train": {"buffers": "local"}}, Path())
+    check_buffers(blueprint(local, dataset), Positioned())
+    mean = config.parse({**BASE, "strategy": "dpsgd"}, Path())
+    check_buffers(blueprint(mean, dataset), Positioned())
 
 
 @pytest.mark.parametrize("name", ASYNCHRONOUS)
@@ -195,6 +220,17 @@ def test_every_peers_classes_must_be_tested() -> None:
     with pytest.raises(ConfigError, match=r"evaluate_on: .*'digits' has no test samples of class"):
         blueprint(run, *load_data(run))
     blueprint(settings(data=table), *load_data(run))
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [("os:getcwd", "str"), ("pathlib:PurePosixPath", "PurePosixPath")],
+)
+def test_what_is_no_strategy_is_refused(name: str, found: str) -> None:
+    parts = "needs, exchanges, init, round and report"
+    message = f"^strategy: '{name}' must return a strategy, with {parts}; found '{found}'$"
+    with pytest.raises(ConfigError, match=message):
+        strategy_of(settings(strategy=name))
 
 
 @pytest.fixture

@@ -183,6 +183,15 @@ def test_topology_show_draws_and_measures(
     assert picture.read_bytes().startswith(PNG)
 
 
+@pytest.mark.parametrize("peers", ["0", "-3"])
+def test_topology_show_of_nobody(peers: str, tmp_path: Path) -> None:
+    picture = tmp_path / "picture.png"
+    result = _call("topology", "show", "ring", "--peers", peers, "--out", str(picture))
+    assert result.exit_code == 2
+    assert "--peers" in result.output
+    assert not picture.exists()
+
+
 def test_topology_show_of_an_unknown_kind(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="rign"):
         _call("topology", "show", "rign", "--out", str(tmp_path / "picture.png"))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 
 from p2p_dml import config
 from p2p_dml.config import RunConfig
@@ -93,6 +96,9 @@ MISTAKES: list[tuple[dict[str, object], str]] = [
     ({"network": {"between": [{"delay_s": 1.0}]}}, "network.between.0.peers: missing; this key"),
     ({"devices": [{"peers": [0], "cpu": 1}]}, "devices.0.cpu: unknown key; did you mean 'cpus'?"),
     ({"devices": [{"peers": []}]}, "devices.0.peers: list should have at least 1 item"),
+    ({"network": {"between": [{"peers": [[1, 0], [2, 2]]}]}}, "peers.1: expected two different pe"),
+    ({"threads": 1025}, "run: threads: input should be less than or equal to 1024; found int 1025"),
+    ({"stragglers": {"factor": 1e9}}, "stragglers.factor: input should be less than or equal to"),
     ({"duration_s": 0}, "run: duration_s: input should be greater than 0; found int 0"),
     ({"pace": 5}, "run: pace: input should be a valid dictionary; found int 5"),
 ]
@@ -104,6 +110,59 @@ def test_every_mistake_has_its_message(changes: dict[str, object], message: str)
         parsed(**changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def _floats(section: type[BaseModel], path: str = "") -> Iterator[tuple[str, str]]:
+    """(section, key) of each field of a run file that holds a float."""
+    for key, field in section.model_fields.items():
+        inner = [field.annotation, *get_args(field.annotation)]
+        if float in inner or any(float in get_args(each) for each in inner):
+            yield path, key
+        for each in inner:
+            if isinstance(each, type) and issubclass(each, BaseModel):
+                yield from _floats(each, f"{path}.{key}".strip("."))
+
+
+FLOATS = [*_floats(RunConfig)]
+_NEEDED: dict[str, dict[str, object]] = {
+    "devices": {"peers": [0]},
+    "network.between": {"peers": [[0, 1]]},
+    "faults": {"peers": [0], "round": 1, "kind": "stop"},
+}
+
+
+def _with(path: str, key: str, value: object) -> dict[str, object]:
+    """Tables of a run in which one field of a section has a value."""
+    section = {**_NEEDED.get(path, {}), key: value}
+    match path.split("."):
+        case [""]:
+            return section
+        case ["network", "between"]:
+            return {"network": {"between": [section]}}
+        case [name]:
+            return {name: [section] if name in _NEEDED else section}
+    raise AssertionError(path)
+
+
+@pytest.mark.parametrize(("path", "key"), FLOATS)
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_every_number_is_finite(path: str, key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=rf"{key}: input should be .*; found float"):
+        parsed(**_with(path, key, value))
+
+
+@pytest.mark.parametrize(
+    ("path", "key"), [(p, k) for p, k in FLOATS if k.endswith("_s") and k != "duration_s"]
+)
+def test_every_wait_ends_within_a_week(path: str, key: str) -> None:
+    parsed(**_with(path, key, 604_800))
+    with pytest.raises(ConfigError, match=rf"{key}: input should be less than or equal to 604800"):
+        parsed(**_with(path, key, 1e300))
+
+
+def test_the_floats_of_all_sections_are_found() -> None:
+    assert len(FLOATS) == 21
+    assert {path for path, _ in FLOATS} >= {"", "transport", "network.between", "faults"}
 
 
 @pytest.mark.parametrize("key", ["peers", "rounds", "strategy", "links"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from p2p_dml.errors import StorageError
 from p2p_dml.events import EventTail, parse
 
 
@@ -34,14 +35,20 @@ def test_a_character_split_between_two_reads_is_whole(tmp_path: Path) -> None:
     assert tail.read() == [{"event": "é", "t": 1}]
 
 
+RESUMED = b'{"event": "resumed", "t": 2, "peer": 0, "round": 1}'
+REJECTED = b'{"event": "rejected", "t": 1, "peer": 0, "sender": 1, "round": 2, "why": '
+
+
 @pytest.mark.parametrize(
     ("line", "event"),
     [
         (b'{"event": "a", "t": 1}', "a"),
-        (b'{"event": "round_done", "t": 1, "pe{"event": "started", "t": 2}', "started"),
-        (b'{"event": "rejected", "t": 1, "why": "{\\"event\\": 1}"}', "rejected"),
+        (b'{"event": "round_done", "t": 1, "pe' + RESUMED, "resumed"),
+        (REJECTED + b'"{\\"event\\": 1}"}', "rejected"),
+        (REJECTED + b'"{\\"event\\": 1}"} and more', None),
         (b'{"event": "a", "t"', None),
         (b"\xff\xfe", None),
+        (b"[" * 100_000, None),
         (b"", None),
         (b"[1]", None),
         (b'{"event": "a"}', None),
@@ -50,3 +57,10 @@ def test_a_character_split_between_two_reads_is_whole(tmp_path: Path) -> None:
 def test_parse(line: bytes, event: str | None) -> None:
     parsed = parse(line)
     assert (parsed and parsed["event"]) == event
+
+
+def test_a_folder_in_place_of_the_file_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        StorageError, match=rf"cannot read the events in {tmp_path}: Is a directory"
+    ):
+        EventTail(tmp_path).read()

@@ -119,6 +119,63 @@ def test_a_whole_line_without_its_end_is_left_out(path: Path) -> None:
     assert list(events.read_events(path)) == []
 
 
+DONE = events.RoundDone(1, 0.5, 10, 20, 2, seconds={"train": 0.1})
+HUGE = 10**400
+
+
+@pytest.mark.parametrize(
+    ("event", "field", "bad"),
+    [
+        (DONE, "t", "x"),
+        (DONE, "t", 1e308),
+        (DONE, "t", -1),
+        (DONE, "t", True),
+        (DONE, "peer", None),
+        (DONE, "round", "three"),
+        (DONE, "round", 1.0),
+        (DONE, "round", True),
+        (DONE, "round", HUGE),
+        (DONE, "bytes_out", None),
+        (DONE, "loss", [0.5]),
+        (DONE, "loss", math.nan),
+        (DONE, "loss", HUGE),
+        (DONE, "late", None),
+        (DONE, "missing", 3),
+        (DONE, "missing", ["3"]),
+        (DONE, "seconds", [0.1]),
+        (DONE, "seconds", {"train": "x"}),
+        (DONE, "reported", {"w": -math.inf}),
+        (events.Evaluated(1, 0.5, None, 0.1, ""), "accuracy", "x"),
+        (events.Evaluated(1, 0.5, None, 0.1, ""), "sketch", 5),
+        (events.Stuck(1, "train", 2.0), "is_over", 1),
+        (events.NeighbourChanged(1, "dead", 2, ""), "state", "asleep"),
+        (events.Resumed(1), "event", 5),
+    ],
+)
+def test_a_line_with_a_field_of_a_wrong_type_is_passed_over(
+    path: Path, event: events.Event, field: str, bad: object
+) -> None:
+    write(path, event)
+    line = json.loads(path.read_text(encoding="utf-8"))
+    rest = {key: value for key, value in line.items() if key != field}
+    lines = [line, line | {field: bad}, *([rest] if field in ("t", "peer", "round") else []), line]
+    path.write_text("".join(f"{json.dumps(each)}\n" for each in lines), encoding="utf-8")
+    assert list(events.read_events(path)) == [line, line]
+
+
+def test_fields_with_a_default_may_be_absent(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text('{"event": "finished", "t": 1, "peer": 3, "round": 2, "exit_code": 0}\n')
+    assert len(list(events.read_events(path))) == 1
+
+
+def test_what_cannot_be_read_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(
+        StorageError, match=rf"cannot read the events in {tmp_path}: Is a directory"
+    ):
+        list(events.read_events(tmp_path))
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize(
     ("make", "named"),

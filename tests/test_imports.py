@@ -23,7 +23,9 @@ LEVELS = (
     (
         "wire",
         "events",
+        "event_fields",
         "config",
+        "run_fields",
         "keys",
         "addresses",
         "liveness",

@@ -179,6 +179,8 @@ def test_own_factory_takes_the_other_keys() -> None:
         ({"name": "softmax", "classes": 3}, (4,), "model.classes: comes from the data set"),
         ({"name": "mlp", "hidden": [0]}, (4,), "hidden: expected at least 1, found 0"),
         ({"name": "mlp", "hidden": "200"}, (4,), r"model\.hidden"),
+        ({"name": "mlp", "hidden": [1 << 50]}, (4,), r"^model: cannot be built: .*memory.*$"),
+        ({"name": "mlp", "hidden": [10**20]}, (4,), r"^model: cannot be built: .*Overflow.*$"),
         ({"name": "lenet"}, (4,), r"images of shape \[C, H, W\], found samples \[4\]"),
         ({"name": "alexnet_mcepl"}, (1, 8, 8), "too small"),
         ({"name": "resnet", "depth": 9}, (1, 8, 8), "depth: expected 6n . 2"),

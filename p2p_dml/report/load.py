@@ -15,9 +15,10 @@ from typing import Any, final
 import numpy as np
 
 from p2p_dml.errors import ConfigError
+from p2p_dml.event_fields import is_time
 from p2p_dml.events import PHASES, EventTail, event_file, standing
 from p2p_dml.report._values import Evaluations, Floats, Ints, Line, Meta, PeerRecord, Rounds, Run
-from p2p_dml.tables import check
+from p2p_dml.tables import check, read_toml
 from p2p_dml.types import PeerId
 
 HAPPENINGS = (
@@ -39,15 +40,28 @@ def load(folder: Path) -> Run:
     Raises ConfigError if it is not a run folder or its `run.json` cannot be understood.
     """
     meta = _read_meta(folder)
-    config = folder / "run.toml"
+    config = _config(folder / "run.toml", meta.peers)
     lines = {peer: EventTail(event_file(folder, peer)).read() for peer in _peers_here(folder, meta)}
     pauses = _pauses(meta, lines.values())
     return Run(
         folder=folder,
         meta=meta,
-        config=config.read_text(encoding="utf-8") if config.is_file() else "",
+        config=config,
         peers=tuple(_record(peer, own, pauses) for peer, own in lines.items()),
     )
+
+
+def _config(path: Path, peers: int) -> str:
+    """The text of `run.toml`, "" if there is none; ConfigError if it is of other peers."""
+    if not path.is_file():
+        return ""
+    found = read_toml(path, "run file").get("peers", peers)
+    if found != peers:
+        raise ConfigError(
+            f"{path.with_name('run.json')}: peers: expected {found!r} as in {path.name}, found "
+            f"{peers}"
+        )
+    return path.read_text(encoding="utf-8")
 
 
 def _peers_here(folder: Path, meta: Meta) -> Sequence[PeerId]:
@@ -73,8 +87,9 @@ def _read_meta(folder: Path) -> Meta:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(table).__name__}")
     meta = _meta(table, path)
-    if meta.peers < 1:
-        raise ConfigError(f"{path}: peers: expected at least 1, found {meta.peers}")
+    for key, number in (("peers", meta.peers), ("rounds", meta.rounds)):
+        if number < 1:
+            raise ConfigError(f"{path}: {key}: expected at least 1, found {number}")
     return meta
 
 
@@ -91,7 +106,7 @@ def _meta(table: Mapping[str, Any], path: Path) -> Meta:
         clock=str(table.get("clock", "wall")),
         evaluate_on=str(table.get("evaluate_on", "all")),
         host=str(table.get("host", "")),
-        started=check(float, table.get("started"), f"{path}: started"),
+        started=_time(table.get("started"), f"{path}: started"),
         resumed=_resumptions(table.get("resumed", []), f"{path}: resumed"),
         strategy=check(str, table.get("strategy"), f"{path}: strategy"),
         peers=check(int, table.get("peers"), f"{path}: peers"),
@@ -100,14 +115,21 @@ def _meta(table: Mapping[str, Any], path: Path) -> Meta:
         ),
         rounds=check(int, table.get("rounds"), f"{path}: rounds"),
         seed=check(int, table.get("seed"), f"{path}: seed"),
-        params=table.get("params"),
-        num_classes=table.get("num_classes"),
+        params=check(int | None, table.get("params"), f"{path}: params"),
+        num_classes=check(int | None, table.get("num_classes"), f"{path}: num_classes"),
     )
 
 
 def _resumptions(entries: object, where: str) -> tuple[float, ...]:
     tables = check(list[dict[str, Any]], entries, where)
-    return tuple(sorted(check(float, table.get("at"), f"{where}: at") for table in tables))
+    return tuple(sorted(_time(table.get("at"), f"{where}: at") for table in tables))
+
+
+def _time(value: object, where: str) -> float:
+    found: float = check(float, value, where)
+    if not is_time(found):
+        raise ConfigError(f"{where}: expected seconds since the epoch, found {found!r}")
+    return found
 
 
 @final

@@ -16,10 +16,15 @@ Row = tuple[Labels, Figures]
 """A finished case: its labels and figures."""
 
 
-def markdown(layout: Layout, axes: Mapping[str, Sequence[str]], rows: Sequence[Row]) -> str:
-    """The tables of a layout, one below the other; rows and columns without a case are left out."""
+def markdown(
+    layout: Layout, axes: Mapping[str, Sequence[str]], rows: Sequence[Row], *, is_all: bool = True
+) -> str:
+    """The tables of a layout, one below the other; rows and columns without a case are left out.
+
+    `is_all`: whether all cases of the sweep have finished.
+    """
     return "\n".join(
-        _table(layout, axes, [row for row in rows if _agrees(row[0], block)], block)
+        _table(layout, axes, [row for row in rows if _agrees(row[0], block)], block, is_all=is_all)
         for block in blocks(axes, (*layout.rows, *layout.columns))
     )
 
@@ -45,7 +50,12 @@ def cell(metric: str, values: Sequence[float | None]) -> str:
 
 
 def _table(
-    layout: Layout, axes: Mapping[str, Sequence[str]], rows: Sequence[Row], block: Labels
+    layout: Layout,
+    axes: Mapping[str, Sequence[str]],
+    rows: Sequence[Row],
+    block: Labels,
+    *,
+    is_all: bool,
 ) -> str:
     heads = [
         head
@@ -64,8 +74,14 @@ def _table(
     )
     if len(lines) == 1:
         text = "No case of this table is finished."
-    title = title_of(block) or f"All {plural(len(rows), 'case')}"
+    title = title_of(block) or ("All cases" if is_all else _finished(len(rows)))
     return f"### {title}\n\n{text}\n"
+
+
+def _finished(num_cases: int) -> str:
+    if num_cases == 1:
+        return "The case that has finished"
+    return f"The {plural(num_cases, 'case')} that have finished"
 
 
 def _head(labels: Labels, metric: str, layout: Layout) -> str:

@@ -18,6 +18,7 @@ from p2p_dml.checks import check_all
 from p2p_dml.config import RunConfig, Table
 from p2p_dml.data import Dataset
 from p2p_dml.errors import ConfigError
+from p2p_dml.run_fields import NAME_RULE, as_name, is_name
 from p2p_dml.sweep._axes import (
     Axes,
     Pick,
@@ -53,6 +54,8 @@ class SweepFile:
     table: dict[str, Any] | tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
+        if self.name is not None and not is_name(self.name):
+            raise ValueError(f"name: {NAME_RULE}; found {self.name!r}")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: expected different numbers, found {list(self.seeds)}")
         if self.jobs is not None and self.jobs < 1:
@@ -85,7 +88,7 @@ def read(path: Path, overrides: Sequence[str] = (), only: Sequence[str] = ()) ->
     measures = tables.build(Measures, file.metrics, f"{where}.metrics")
     cases = tuple(_cases(file, path, overrides, picks, names))
     return Plan(
-        name=file.name or path.stem,
+        name=file.name or as_name(path.stem),
         text=path.read_text(encoding="utf-8"),
         mode=file.mode,
         jobs=file.jobs,
@@ -224,7 +227,7 @@ def _cases(
 def _case(file: SweepFile, labels: Labels, run_tables: Table, folder: Path, path: Path) -> Case:
     seed: int = run_tables["seed"]
     title = title_of(labels, seed)
-    run_tables["name"] = f"{file.name or path.stem}: {title}"
+    run_tables["name"] = as_name(f"{file.name or path.stem}: {title}")
     run = config.parse(run_tables, folder, f"{path}: case {title}")
     return Case(labels=labels, seed=seed, config=run, digest=_digest(run, file.mode))
 

@@ -95,7 +95,9 @@ def _tables(
         f"# {plan.name}\n\n{len(rows)} of {len(plan.cases)} cases finished. Mean ± sample standard "
         f"deviation over the seeds {seeds}.\n"
     )
-    parts = [_convergence(plan), *(markdown(each, plan.axes, rows) for each in plan.layouts)]
+    is_all = len(rows) == len(plan.cases)
+    tables = (markdown(each, plan.axes, rows, is_all=is_all) for each in plan.layouts)
+    parts = [_convergence(plan), *tables]
     if errors:
         failed = [case for case in plan.cases if case.digest in errors]
         lines = [f"- {case.title}: {errors[case.digest]}" for case in failed]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import networkx as nx
@@ -13,6 +13,7 @@ import torch
 from p2p_dml import config, faults, links
 from p2p_dml.assemble import blueprint
 from p2p_dml.errors import ConfigError
+from p2p_dml.events import EventLog, Injected
 from p2p_dml.faults import Agenda, Chosen, Fault
 from p2p_dml.faults._plan import halves, spoilt
 from p2p_dml.types import Coded, Graph, Payload, outbox_of
@@ -143,8 +144,9 @@ def test_a_fault_is_due_once_from_its_round_on(tmp_path: Path) -> None:
 
 def test_what_an_earlier_incarnation_went_through_is_not_done_again(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    lines = [{"event": "started"}, {"event": "injected", "fault": 0}]
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    injected = Injected(round=2, phase="train", kind="hang", fault=0)
+    with closing(EventLog(log, 0)) as events:
+        events.write(injected)
     assert Agenda((EARLY, LATE), log).take(9, "train") is LATE
 
 

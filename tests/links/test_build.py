@@ -78,7 +78,11 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"kind": "rnig"}, "links.kind: unknown name 'rnig'; did you mean 'ring'"),
     ({"kind": 3}, "links.kind: unknown name 3"),
     ({}, "links.kind: missing; .*valid: alternating, barabasi_albert"),
-    ({"kind": "ring", "density": 0.5}, "links.density: unknown key"),
+    ({"kind": "ring", "density": 0.5}, "links.density: unknown key; ring has no parameters$"),
+    (
+        {"kind": "erdos_renyi", "densty": 0.5},
+        "links.densty: unknown key; did you mean 'density'\\? valid: density, seed$",
+    ),
     ({"kind": "ring", "of": "ring"}, "links.of: unknown key"),
     ({"kind": "ring", "seed": "x"}, "links.seed: .*found str 'x'"),
     ({"kind": "ring", "seed": -1}, r"links.seed: must be in \[0, 2\^64\), got -1"),

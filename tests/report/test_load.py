@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -76,6 +78,41 @@ def test_a_command_in_parts_is_joined_for_a_shell(
 ) -> None:
     run = load(write_meta(tmp_path, command=["p2p-dml", "run", "my run.toml"]))
     assert run.meta.command == "p2p-dml run 'my run.toml'"
+
+
+@pytest.mark.parametrize("field", ["round", "t", "bytes_out", "loss"])
+def test_lines_with_a_field_of_a_wrong_type_are_skipped(
+    write_run: Callable[..., Path], field: str
+) -> None:
+    folder = write_run()
+    path = event_file(folder, 0)
+    text = path.read_text()
+    line = next(x for x in map(json.loads, text.splitlines()) if x["event"] == "round_done")
+    path.write_text(text + json.dumps(line | {field: "x"}) + "\n")
+    assert len(load(folder).peers[0].rounds.round) == 4
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"started": 1e300},
+            r"run\.json: started: expected seconds since the epoch, found 1",
+        ),
+        ({"started": math.nan}, r"run\.json: started: expected seconds since the epoch, found nan"),
+        ({"resumed": [{"at": -1}]}, r"run\.json: resumed: at: expected seconds since the epoch"),
+        ({"peers": 2}, r"run\.json: peers: expected 3 as in run\.toml, found 2"),
+        ({"rounds": 0}, r"run\.json: rounds: expected at least 1, found 0"),
+        ({"params": "x"}, r"run\.json: params: .*found str 'x'"),
+    ],
+)
+def test_damage_of_run_json_is_refused(
+    write_run: Callable[..., Path], changed: dict[str, object], message: str
+) -> None:
+    folder = write_run(**changed)
+    (folder / "run.toml").write_text("peers = 3\n")
+    with pytest.raises(ConfigError, match=message):
+        load(folder)
 
 
 @pytest.mark.parametrize(

@@ -364,3 +364,19 @@ def test_what_cannot_be_built_is_found_before_anything_runs(
 
 def test_good_cases_pass(plan_of: PlanOf) -> None:
     sweep.check(plan_of({"base": BASE, "grid": GRID, "seeds": [0, 1]}))
+
+
+@pytest.mark.parametrize("name", ["", "../x", "x" * 300, "a\0b"])
+def test_a_name_that_cannot_be_a_folder_is_refused(plan_of: PlanOf, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"sweep\.toml: sweep: name: expected 1 to 200 bytes"):
+        plan_of({"grid": {"peers": [2]}, "name": name})
+
+
+def test_names_that_come_from_files_and_labels_are_made_good(tmp_path: Path) -> None:
+    file = tmp_path / ".hidden.toml"
+    base = {"peers": 2, "rounds": 1, "strategy": "dpsgd", "links": "ring"}
+    grid = {"strategy": [{"label": "a/b" * 100, "name": "dpsgd"}]}
+    file.write_text(tomli_w.dumps({"base": base, "grid": grid}), encoding="utf-8")
+    plan = sweep.read(file)
+    assert plan.name == "_.hidden"
+    assert plan.cases[0].config.name.startswith("_.hidden: strategy = a_ba_b")

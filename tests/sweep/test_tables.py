@@ -62,10 +62,20 @@ def test_rows_columns_and_a_table_for_each_rest() -> None:
 def test_several_axes_down_and_several_metrics() -> None:
     layout = Layout(rows=("task", "strategy", "peers"), metric=("best_accuracy", "best_round"))
     lines = markdown(layout, AXES, _rows(0.5)).splitlines()
-    assert lines[0] == "### All 8 cases"
+    assert lines[0] == "### All cases"
     assert lines[2] == "| task | strategy | peers | best_accuracy (%) | best_round |"
     assert lines[4] == "| easy | dpsgd | 2 | 70.0 | 3.0 |"
     assert len(lines) == 4 + 8
+
+
+@pytest.mark.parametrize(
+    ("count", "heading"),
+    [(1, "### The case that has finished"), (3, "### The 3 cases that have finished")],
+)
+def test_a_table_of_some_cases_does_not_speak_of_all(count: int, heading: str) -> None:
+    layout = Layout(rows=("task", "strategy", "peers"))
+    text = markdown(layout, AXES, _rows(0.5)[:count], is_all=False)
+    assert text.splitlines()[0] == heading
 
 
 def test_what_is_not_finished_is_left_out() -> None:
