@@ -114,8 +114,8 @@ class NewestMailbox:
     def take(self, senders: Sequence[PeerId]) -> Mail:
         self._kept |= {j: (payload, self._round) for j, payload in self._fresh.items()}
         self._fresh = {}
-        self._kept = {j: k for j, k in self._kept.items() if self._age(j) <= self._max_age}
-        ages = {j: self._age(j) for j in sorted(set(senders) & self._kept.keys())}
+        held = {j: self._age(j) for j in sorted(set(senders) & self._kept.keys())}
+        ages = {j: age for j, age in held.items() if age <= self._max_age}
         num_bytes, self._num_bytes = self._num_bytes, 0
         return Mail({j: self._kept[j][0] for j in ages}, (), num_bytes, ages)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from p2p_dml.events import event_file
+from p2p_dml.events import RoundDone, event_file
 from p2p_dml.launchers.last_line import log_ending
 
-ROUND = {"event": "round_done", "t": 1.0, "peer": 2, "round": 7}
+DONE = asdict(RoundDone(7, loss=0.5, bytes_out=0, bytes_in=0, neighbours=2))
+ROUND = {"event": "round_done", "t": 1.0, "peer": 2, **DONE}
 FINISHED = {"event": "finished", "t": 2.0, "peer": 2, "round": 7, "exit_code": 0, "error": None}
 
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2p_dml import config
+from p2p_dml.run_fields import WEEK_S, as_name
 
-SECONDS = st.floats(1e-3, 1e6, allow_nan=False)
+SECONDS = st.floats(1e-3, WEEK_S, allow_nan=False)
 SHARES = st.floats(0, 1, allow_nan=False)
 NAMES = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=20
@@ -65,7 +66,7 @@ FILES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
         "links": st.just({"kind": "ring"}),
     },
     optional={
-        "name": NAMES,
+        "name": NAMES.map(as_name),
         "seed": st.integers(0, (1 << 63) - 1),
         "dtype": st.sampled_from(["float32", "float64"]),
         "model": OWN_TABLE,

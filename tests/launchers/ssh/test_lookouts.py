@@ -13,7 +13,9 @@ from tests.launchers.ssh.stage import Play, Stage
 LAST_LINES = """
 begin()
 with open(run / f"events/peer-{peers[0]:03d}.jsonl", "a") as events:
-    print(json.dumps({"event": "round_done", "round": 7}), file=events)
+    done = {"loss": 0.5, "bytes_out": 0, "bytes_in": 0, "neighbours": 2}
+    line = {"event": "round_done", "t": 1.0, "peer": peers[0], "round": 7, **done}
+    print(json.dumps(line), file=events)
 """
 
 
