@@ -87,11 +87,19 @@ def choose(choices: Mapping[str, T], name: object, where: str) -> T:
     raise ConfigError(f"{where}: unknown name {name!r}; {nearest(str(name), choices)}")
 
 
-def build(factory: Callable[..., T], table: Mapping[str, object], where: str, **given: object) -> T:
+def build(
+    factory: Callable[..., T],
+    table: Mapping[str, object],
+    where: str,
+    *,
+    fixed: Iterable[str] = (),
+    **given: object,
+) -> T:
     """Call `factory` with the keys of `table`, each checked against its annotation.
 
     `given` are arguments the program supplies; the table may override one that `factory` names,
-    and those it does not name are left out. Raises ConfigError with the path `where.key`, what was
+    and those it does not name are left out. No hint names those that are `fixed`: the caller has
+    refused them. Raises ConfigError with the path `where.key`, what was
     expected and what was found. A ValueError of the factory becomes a ConfigError at `where`.
     """
     parameters = {
@@ -104,7 +112,9 @@ def build(factory: Callable[..., T], table: Mapping[str, object], where: str, **
     arguments = {key: value for key, value in given.items() if key in parameters}
     for key, value in table.items():
         if key not in parameters:
-            raise ConfigError(f"{where}.{key}: unknown key; {nearest(key, parameters)}")
+            raise ConfigError(
+                f"{where}.{key}: unknown key; {nearest(key, parameters.keys() - {*fixed})}"
+            )
         arguments[key] = check(hints.get(key, Any), value, f"{where}.{key}")
     for key, parameter in parameters.items():
         if key not in arguments and parameter.default is inspect.Parameter.empty:

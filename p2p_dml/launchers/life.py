@@ -126,7 +126,7 @@ def _bind(
 ) -> ZeroMQTransport:
     limits = limits_of(parts, me)
     mailbox = parts.mailbox(limits.queue_messages)
-    if emulation is not None:
+    if emulation is not None:  # the transport is told of what its own mailbox refuses
         mailbox = emulation.mailbox(mailbox, lambda sender, why: transport.complain(sender, why))
     transport = ZeroMQTransport(
         me,

@@ -60,12 +60,11 @@ def main() -> None:
     )
     for peer in first["peers"]:
         births.order(peer)
-    births.attempt()
     while not orders.are_over:  # the last peer of a host may be ordered again, too
-        if (order := orders.next(timeout_s=0.02)) is not None:
-            births.order(order["again"], again=True)
         births.attempt()
         _report_ended(births.children)
+        if (order := orders.next(timeout_s=0.02)) is not None:
+            births.order(order["again"], again=True)
     if births.children:
         for pid in births.children:
             os.kill(pid, signal.SIGKILL)

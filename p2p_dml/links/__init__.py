@@ -6,7 +6,6 @@ holding such a table. Combinators hold the tables of their parts in `of` or `pha
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,20 +104,16 @@ def _build(table: object, place: _Place) -> LinkSchedule:
         return _from_file(row, place)
     if "kind" not in row:
         raise ConfigError(f"{place.where}.kind: missing; {tables.nearest('', KINDS)}")
-    kind = row.pop("kind")
-    factory = tables.choose(KINDS, kind, f"{place.where}.kind")
+    factory = tables.choose(KINDS, row.pop("kind"), f"{place.where}.kind")
     place = replace(place, seed=_seed(row.pop("seed", place.seed), place.where))
     for key, given in (("num_peers", "the run's number of peers"), ("folder", "the file's")):
         if key in row:
             raise ConfigError(f"{place.where}.{key}: cannot be set here; it is {given}")
-    settable = inspect.signature(factory).parameters.keys() - {"num_peers", "folder"}
-    for key in sorted(row.keys() - settable):
-        hint = tables.nearest(key, settable) if settable else f"{kind} has no parameters"
-        raise ConfigError(f"{place.where}.{key}: unknown key; {hint}")
     return tables.build(
         factory,
         row | _parts(row, place),
         place.where,
+        fixed=("num_peers", "folder"),
         num_peers=place.num_peers,
         seed=place.seed,
         folder=place.folder,

@@ -58,9 +58,14 @@ def in_turns(value: T | tuple[T, ...]) -> tuple[T, ...]:
     return value if isinstance(value, tuple) else (value,)
 
 
+def maskable(model: Mapping[str, Tensor]) -> Tensors:
+    """The tensors of two or more dimensions that are not empty."""
+    return {name: x for name, x in model.items() if x.dim() > 1 and x.numel()}
+
+
 def weights_of(learner: Learner) -> Tensors:
     """The weights that can be masked, by name, as live views; ConfigError if there are none."""
-    weights = {name: x for name, x in learner.params.items() if x.dim() > 1 and x.numel()}
+    weights = maskable(learner.params)
     if not weights:
         raise ConfigError(
             "model: expected weights of two or more dimensions for the strategy to mask, found none"
@@ -107,10 +112,11 @@ def top_masks(
 def check_least_kept(weights: Mapping[str, Tensor], least_kept: int) -> None:
     """Raise ConfigError if a tensor would lose all outputs, whatever its mask is."""
     for name, w in weights.items():
-        if least_kept and w[0].numel() <= least_kept:
+        fan_in = w[0].numel()
+        if least_kept and fan_in <= least_kept:
             raise ConfigError(
-                f"strategy.least_kept = {least_kept}: {name} has {w[0].numel()} weights for each "
-                f"output, so that all outputs would go; expected less than {w[0].numel()}"
+                f"strategy.least_kept = {least_kept}: {name} has {fan_in} weights for each "
+                f"output, so that all outputs would go; expected less than {fan_in}"
             )
 
 

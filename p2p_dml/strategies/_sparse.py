@@ -14,6 +14,7 @@ from torch import Tensor
 
 from p2p_dml.errors import WireError
 from p2p_dml.kernels.masks import has_padding, ones, pack, packed_bytes, unpack
+from p2p_dml.strategies._masked import maskable
 from p2p_dml.tensors import join, mismatch, part
 from p2p_dml.types import Payload, PeerId, Tensors
 
@@ -55,7 +56,7 @@ class SparseCode:
 
     @property
     def _weights(self) -> Tensors:
-        return {name: x for name, x in self.like.items() if x.dim() > 1 and x.numel()}
+        return maskable(self.like)
 
     def _check(self, sender: PeerId, payload: Payload) -> None:
         """Lengths follow from the sender's shares, so there is one layout that is right."""

@@ -78,7 +78,7 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"kind": "rnig"}, "links.kind: unknown name 'rnig'; did you mean 'ring'"),
     ({"kind": 3}, "links.kind: unknown name 3"),
     ({}, "links.kind: missing; .*valid: alternating, barabasi_albert"),
-    ({"kind": "ring", "density": 0.5}, "links.density: unknown key; ring has no parameters$"),
+    ({"kind": "ring", "density": 0.5}, "links.density: unknown key; there is nothing to set here$"),
     (
         {"kind": "erdos_renyi", "densty": 0.5},
         "links.densty: unknown key; did you mean 'density'\\? valid: density, seed$",
