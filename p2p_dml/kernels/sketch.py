@@ -63,9 +63,13 @@ def encode(values: NDArray[np.float32]) -> str:
     return base64.b64encode(values.astype("<f4").tobytes()).decode("ascii")
 
 
-def decode(text: str) -> NDArray[np.float32]:
-    """The sketch [WIDTH] that `encode` wrote."""
-    return np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
+def decode(text: str) -> NDArray[np.float32] | None:
+    """The sketch [WIDTH] that `encode` wrote; None for a text that it has not written."""
+    try:
+        values = np.frombuffer(base64.b64decode(text, validate=True), dtype="<f4")
+    except ValueError:  # no base64, or no whole number of values
+        return None
+    return values if values.size == WIDTH else None
 
 
 def consensus_distance(sketches: NDArray[np.float32]) -> float:

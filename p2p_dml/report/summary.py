@@ -157,7 +157,7 @@ def _distances(peers: Sequence[PeerRecord], rounds: Ints) -> Floats:
 
 
 def _distance(sketches: Sequence[str]) -> float:
-    decoded = [decode(text) for text in sketches if text]
+    decoded = [values for text in sketches if (values := decode(text)) is not None]
     return consensus_distance(np.stack(decoded)) if decoded else math.nan
 
 

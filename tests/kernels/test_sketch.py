@@ -114,5 +114,18 @@ def test_text_round_trip() -> None:
     values = sketch.sketch({"x": draw(1, 5000)}, 2)
     text = sketch.encode(values)
     assert text.isascii()
-    assert np.array_equal(sketch.decode(text), values)
-    assert sketch.decode(text).dtype == np.dtype("<f4")
+    found = sketch.decode(text)
+    assert found is not None
+    assert np.array_equal(found, values)
+    assert found.dtype == np.dtype("<f4")
+
+
+WHOLE = sketch.encode(np.ones(WIDTH, np.float32))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "!" + WHOLE[1:], "é" + WHOLE[1:], WHOLE[:-1], WHOLE[:-4], WHOLE + WHOLE, "AAAA"]
+)
+def test_what_is_no_sketch_is_none(text: str) -> None:
+    """A damaged event file is read as far as it can be."""
+    assert sketch.decode(text) is None

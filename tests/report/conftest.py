@@ -28,7 +28,7 @@ from p2p_dml.events import (
     Started,
     event_file,
 )
-from p2p_dml.kernels.sketch import encode
+from p2p_dml.kernels.sketch import WIDTH, encode
 
 STARTED = 1_700_000_000.0
 ACCURACY = {0: (0.4, 0.8), 1: (0.5, 0.6), 2: (0.6, 0.1)}
@@ -94,7 +94,7 @@ def done(round: int, bytes_out: int, misses_peer_2: bool) -> RoundDone:
 
 
 def evaluated(round: int, accuracy: float, place: float) -> Evaluated:
-    sketch = encode(np.array([place, 0.0], dtype=np.float32))
+    sketch = encode(np.array([place] + [0.0] * (WIDTH - 1), dtype=np.float32))
     return Evaluated(round=round, accuracy=accuracy, loss=0.5, seconds=0.1, sketch=sketch)
 
 

@@ -156,6 +156,16 @@ def test_unknown_figures_are_null_and_empty_cells(
     assert json.loads(summary_json(summarise(run, curve)))["train_loss_mean"] is None
 
 
+def test_a_damaged_sketch_is_left_out_of_the_distance(
+    write_run: Callable[..., Path], append: Callable[..., None]
+) -> None:
+    folder = write_run()
+    damaged = Evaluated(round=3, accuracy=0.8, loss=0.5, seconds=0.1, sketch="no sketch")
+    append(folder, 0, (59, damaged))
+    distance = measure_curve(load(folder)).consensus_distance
+    np.testing.assert_allclose(distance, [math.sqrt(6), 1.0])  # at 5 and 7, in round 3
+
+
 def test_curve_csv_begins_with_the_promised_columns(write_run: Callable[..., Path]) -> None:
     head, first, _ = curve_csv(measure_curve(load(write_run()))).splitlines()
     assert head.startswith(
