@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,12 +118,12 @@ def decode(data: bytes) -> Checkpoint:
         raise ConfigError(f"not a checkpoint of this runtime: {error}") from error
 
 
-def newest(run: Path, peer: PeerId, digest: str) -> Checkpoint | None:
-    """The last whole checkpoint that a peer has of the run with this digest, if it has one."""
+def newest(run: Path, peer: PeerId, digests: Collection[str]) -> Checkpoint | None:
+    """The last whole checkpoint that a peer has of the run, which has these digests, if any."""
     for round_ in saved_rounds(run, peer):
         with suppress(ConfigError):  # torn or damaged: the one before it counts
             found = load(run / checkpoint_file(peer, round_))
-            if (found.peer, found.round, found.digest) == (peer, round_, digest):
+            if (found.peer, found.round) == (peer, round_) and found.digest in digests:
                 return found
     return None
 

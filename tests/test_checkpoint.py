@@ -225,10 +225,10 @@ def test_the_newest_whole_one_of_a_run_counts(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, replace(WHOLE, round=50, digest="of another run"))
     torn = tmp_path / checkpoint.checkpoint_file(3, 40)
     torn.write_bytes(torn.read_bytes()[:100])
-    found = checkpoint.newest(tmp_path, 3, "ab12")
+    found = checkpoint.newest(tmp_path, 3, {"ab12", "of no checkpoint"})
     assert found is not None
     assert found.round == 30
-    assert checkpoint.newest(tmp_path, 4, "ab12") is None
+    assert checkpoint.newest(tmp_path, 4, {"ab12"}) is None
 
 
 def test_whatever_fails_no_half_of_a_file_stays(tmp_path: Path) -> None:

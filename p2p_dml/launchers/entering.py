@@ -8,7 +8,7 @@ peers drew alike it keeps those: a neighbour's model would be the weights that i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -33,6 +33,7 @@ _FILE = "checkpoint"
 class Entrant:
     """A peer before its first round; `run` is where its checkpoints are.
 
+    `earlier_digests`: of the run before it was made longer; checkpoints of then are still its own.
     `waits`: whether rounds are synchronous, so that their numbers mean the same to all.
     `takes_models`: whether the model of a neighbour does in place of its own first one. `elastic`:
     the schedule, where peers come and go.
@@ -41,6 +42,7 @@ class Entrant:
     me: PeerId
     run: Path
     digest: bytes
+    earlier_digests: Collection[str]
     learner: LocalLearner
     waits: bool
     takes_models: bool
@@ -53,7 +55,7 @@ class Entrant:
 
         Raises StartupError if nobody has let this peer take part.
         """
-        own = checkpoint.newest(self.run, self.me, self.digest.hex())
+        own = checkpoint.newest(self.run, self.me, {self.digest.hex(), *self.earlier_digests})
         if own is not None and own.outline is None:
             own = None
         is_member = self.elastic is None or self.elastic.members.is_to_stay(self.me)

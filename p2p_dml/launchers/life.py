@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -78,6 +78,7 @@ class Terms:
     called after each round. `patient`: a second signal does not kill. `start`: where to go on, in a
     resumed run. `is_over` is asked after each round, and before the first, whether to stop there.
     `again`: the run is under way without this peer, even if none of its neighbours is there.
+    `earlier_digests`: of the run before it was resumed and made longer.
     """
 
     keys: Keys | None = None
@@ -87,6 +88,7 @@ class Terms:
     start: Start | None = None
     is_over: Callable[[int], bool] = lambda done: False
     again: bool = False
+    earlier_digests: Collection[str] = ()
 
 
 def run_peer(
@@ -239,6 +241,7 @@ class _Life:
             me=self._me,
             run=self._run,
             digest=self._digest,
+            earlier_digests=self._terms.earlier_digests,
             learner=self._learner,
             waits=self._parts.pace.waits,
             takes_models=Need.FIRST_WEIGHTS not in self._parts.strategy.needs,

@@ -87,9 +87,11 @@ def _run_assignment(
     if task.listen is not None:
         bind = task.listen[task.me]
     learner = learner_of(parts, parts.model(), task.me)
-    start = None
-    if task.starts is not None and not task.again:
-        start = start_of(read(run, (), None), task.me, task.starts[task.me])
+    start, earlier_digests = None, frozenset[str]()
+    if task.starts is not None:
+        past = read(run, (), None)
+        earlier_digests = past.digests
+        start = None if task.again else start_of(past, task.me, task.starts[task.me])
     meet = recall if task.again else register
     keys = keys_of(config, task.me, task.listen or [bind], shared)
     return run_peer(
@@ -99,7 +101,13 @@ def _run_assignment(
         run,
         bind,
         lambda endpoint: meet(shared / "desk.sock", task.me, endpoint),
-        Terms(keys=keys, start=start, is_over=is_over, again=task.again),
+        Terms(
+            keys=keys,
+            start=start,
+            is_over=is_over,
+            again=task.again,
+            earlier_digests=earlier_digests,
+        ),
     )
 
 

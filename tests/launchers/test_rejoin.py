@@ -27,14 +27,16 @@ from torch import nn
 def network():
     return nn.Linear(2, 1)
 
-def slow(model, round, peer):
+def slow(model, round, peer, starts=2):
     """Until peer 2 is there again nobody else goes far."""
-    started = Path("out/events/peer-002.jsonl").read_text().count('"started"')
     if peer != 2 and round == 8:
-        while Path("out/events/peer-002.jsonl").read_text().count('"started"') < 2:
+        while Path("out/events/peer-002.jsonl").read_text().count('"started"') < starts:
             time.sleep(0.01)
     time.sleep(0.02)
     return 0.5
+
+def slow_when_resumed(model, round, peer):
+    return slow(model, round, peer, starts=3)
 
 def steady(model, round):
     time.sleep(0.02)
@@ -118,6 +120,18 @@ def test_a_lost_peer_comes_back(shell: Shell, more: dict[str, object], source: s
         assert all(each in ([], [VICTIM]) for each in missing.values())
         assert missing[FATAL_ROUND + ("overlap" in more)] == [VICTIM]
         assert missing[ROUNDS] == []
+
+
+def test_who_is_lost_after_the_run_was_made_longer_goes_on_from_before(shell: Shell) -> None:
+    """The longer run has another digest, and no checkpoint of its own yet."""
+    last = FATAL_ROUND - 1
+    run = tables("slow_when_resumed", faults=[kill(FATAL_ROUND)], restarts=1, checkpoint_every=last)
+    file = write(shell, run | {"rounds": last})
+    assert shell.run("run", file, "--out", "out", "--quiet").code == 0
+    longer = shell.run("run", "--resume", "out", "--set", f"rounds={ROUNDS}", "--quiet")
+    assert longer.code == 0
+    (entry,) = events(shell, VICTIM, "rejoined")
+    assert (entry["source"], entry["model_round"]) == ("checkpoint", last)
 
 
 def test_asynchronous_it_goes_on_where_it_was(shell: Shell) -> None:
