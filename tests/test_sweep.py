@@ -35,7 +35,7 @@ TABLES: Mapping[str, object] = {
     "grid": {"strategy": ["dpsgd", "local"]},
     "metrics": {"targets": [0.2]},
 }
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0
 
 
 def _call(*arguments: str) -> Result:

@@ -21,7 +21,7 @@ from p2p_dml.checkpoint import checkpoint_file, load
 from p2p_dml.launchers import simulated
 from p2p_dml.types import Tensors
 
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0
 
 
 @final

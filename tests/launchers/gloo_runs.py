@@ -27,7 +27,7 @@ from p2p_dml.transports.torchdist import Group, TorchDistTransport
 from p2p_dml.transports.zeromq import Limits, ZeroMQTransport
 from p2p_dml.types import Transport
 
-DEADLINE_S = 60.0
+DEADLINE_S = 240.0
 CPU = torch.device("cpu")
 
 

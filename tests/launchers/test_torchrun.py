@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.launchers.conftest import Ended, Shell
 
 PEERS, ROUNDS = 4, 3
-DEADLINE_S = 110.0
+DEADLINE_S = 240.0
 BASE: Mapping[str, object] = {
     "peers": PEERS,
     "rounds": ROUNDS,

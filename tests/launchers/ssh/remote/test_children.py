@@ -17,7 +17,7 @@ import pytest
 from p2p_dml.launchers.ssh.remote.children import Errand, Job, Program, call
 from p2p_dml.launchers.ssh.remote.install import Done, Steps
 
-DEADLINE_S = 30.0
+DEADLINE_S = 120.0
 
 
 def _wait_until(holds: Callable[[], object]) -> None:
