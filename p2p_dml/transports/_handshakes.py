@@ -20,7 +20,7 @@ from zmq.utils.monitor import parse_monitor_message
 from p2p_dml import wire
 from p2p_dml.addresses import AddressBook, is_wildcard, peer_on
 from p2p_dml.errors import StartupError, WireError
-from p2p_dml.liveness import CONNECTED, GONE, Liveness
+from p2p_dml.liveness import Liveness
 from p2p_dml.transports._admission import TWINS, Admission, unknown
 from p2p_dml.transports._incoming import Incoming, decode
 from p2p_dml.transports._outgoing import FAILED_HANDSHAKE, Letter, Outgoing
@@ -147,9 +147,11 @@ class Handshakes:
     # ---- hellos ---------------------------------------------------------------------------
 
     def can_send_to(self, peer: PeerId) -> bool:
-        """Whether `peer` takes messages: it has said so, or will read this peer's hello first."""
-        state = self._liveness.state(peer)
-        return state in CONNECTED or (state in GONE and peer in self._greeted)
+        """Whether `peer` takes messages: it reads this peer's hello first, or has read it.
+
+        Not while a broken connection is made anew: what comes before a hello is passed over.
+        """
+        return not self.is_to_come(peer) and peer in self._greeted
 
     def take_leave(self, peer: PeerId) -> None:
         """Take in a goodbye; on another connection the peer may come again."""

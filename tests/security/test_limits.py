@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from p2p_dml.launchers.process import allow_many_files
 from p2p_dml.transports._zap import BROKEN_OFF, NO_HANDSHAKE
 from p2p_dml.types import Tag
 from p2p_dml.wire import Kind
+from tests.security.conftest import QUICK
 
 if TYPE_CHECKING:
     from tests.security.conftest import Mallory, Village
@@ -96,14 +98,19 @@ def many_files() -> None:
 
 @pytest.mark.usefixtures("many_files")
 @pytest.mark.parametrize(
-    ("said", "why"),
-    [(b"", NO_HANDSHAKE), (b"GET / HTTP/1.1\r\nHost: peer\r\n\r\n" * 10, BROKEN_OFF)],
+    ("said", "handshake_s", "why"),
+    [
+        (b"", 0.5, NO_HANDSHAKE),
+        (b"GET / HTTP/1.1\r\nHost: peer\r\n\r\n" * 10, 60.0, BROKEN_OFF),  # all speak in time
+    ],
     ids=["silent", "garbage"],
 )
 def test_a_thousand_strangers_are_shown_out(
-    village: Village, mallory: Mallory, said: bytes, why: str
+    village: Village, mallory: Mallory, said: bytes, handshake_s: float, why: str
 ) -> None:
-    a, b = village.pair()
+    limits = replace(QUICK, handshake_s=handshake_s)
+    a, b = (village.make(peer, limits=limits) for peer in (0, 1))
+    assert village.open(a, b) == [None, None]
     before = mallory.num_descriptors()
     lines = [mallory.line(a) for _ in range(CROWD)]
     for line in lines:

@@ -154,9 +154,40 @@ def test_a_neighbour_gives_its_model_when_it_is_ready(peers: Peers) -> None:
         a.collect(NOW, [], 0.01)
     a.give_model(MODEL, a.asking)
     assert not a.asking
+    read_at(a, NOW, asking)  # the line to who asked may not be open yet
     given = asking.result()
     assert given is not None
     assert given.tensors["model"].tolist() == [0, 1, 2]
+
+
+def lose(peers: Peers, a: ZeroMQTransport, b: ZeroMQTransport) -> None:
+    """Kill peer 1 and let peer 0 notice that the connection broke, and no more."""
+    peers.kill(b)
+    while a._liveness.is_connected(1):
+        a.collect(NOW, [], 0.0)
+    assert a._liveness.state(1) == "alive"
+
+
+def test_a_model_is_given_over_a_connection_that_stands(peers: Peers) -> None:
+    """On a new one nothing is read that comes before the hello."""
+    a, b = peers.pair()
+    lose(peers, a, b)
+    a.give_model(MODEL, {1})
+    again = peers.make(1)
+    again._newcomers._given[0] = None  # as if it had asked
+    opening = peers.threads.submit(again.open, {0: a.endpoint, 1: again.endpoint}, [0])
+    read_at(a, NOW, opening)
+    opening.result()
+    while not again._newcomers.has_given(0):
+        a.collect(NOW, [], 0.01)
+        peers.read(again)
+
+
+def test_over_a_broken_connection_nothing_is_sent(peers: Peers) -> None:
+    a, b = peers.pair()
+    assert a.post(NOW, {1: number(5)}) > 0
+    lose(peers, a, b)
+    assert a.post(Tag(6), {1: number(6)}) == 0
 
 
 def test_nobody_gives_a_model_unasked(peers: Peers) -> None:
