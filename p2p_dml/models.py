@@ -195,7 +195,7 @@ def build_model(
         (torch.manual_seed if is_own else torch.default_generator.manual_seed)(seed)
         own = {key: value for key, value in table.items() if key != "init"}
         try:
-            module = _build(own, shape, classes, where).to(dtype)
+            module = _build(own, {"shape": shape, "classes": classes}, where).to(dtype)
         except (RuntimeError, TypeError, OverflowError, MemoryError) as error:
             why, *_ = str(error).splitlines() or [type(error).__name__]
             raise ConfigError(f"{where}: cannot be built: {why}") from error
@@ -257,15 +257,14 @@ def parts(module: nn.Module) -> dict[str, Part]:
     return found
 
 
-def _build(
-    table: Mapping[str, object], shape: tuple[int, ...], classes: int, where: str
-) -> nn.Module:
+def _build(table: Mapping[str, object], given: Mapping[str, object], where: str) -> nn.Module:
+    """The table's model; one of ours is built for what is `given` of the data set."""
     name, rest = plugins.take_name(table, where)
     if not plugins.is_object_path(name):
         factory = tables.choose(MODELS, name, f"{where}.name")
-        for key in sorted({"shape", "classes"} & rest.keys()):
+        for key in sorted(given.keys() & rest.keys()):
             raise ConfigError(f"{where}.{key}: comes from the data set; remove this key")
-        return tables.build(factory, rest, where, shape=shape, classes=classes)
+        return tables.build(factory, rest, where, fixed=given, **given)
     module = plugins.call(name, rest, where)
     if not isinstance(module, nn.Module):
         raise ConfigError(

@@ -176,6 +176,7 @@ def test_own_factory_takes_the_other_keys() -> None:
     ("table", "shape", "message"),
     [
         ({"name": "lenett"}, (1, 8, 8), r"model\.name: .*did you mean 'lenet'"),
+        ({"name": "mlp", "hiden": [8]}, (4,), r"hiden: unknown key; .* 'hidden'\? valid: hidden$"),
         ({"name": "softmax", "classes": 3}, (4,), "model.classes: comes from the data set"),
         ({"name": "mlp", "hidden": [0]}, (4,), "hidden: expected at least 1, found 0"),
         ({"name": "mlp", "hidden": "200"}, (4,), r"model\.hidden"),
