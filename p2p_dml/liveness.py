@@ -26,7 +26,7 @@ Told = Literal["alive", "slow", "stuck", "dead", "left"]
 FLOOD_S = 10.0
 
 CONNECTED: frozenset[State] = frozenset({"alive", "slow", "stuck"})
-"""States of a neighbour that can be sent to."""
+"""States of a neighbour whose connection stands, or broke a moment ago."""
 
 GONE: frozenset[State] = frozenset({"dead", "left"})
 """States of a neighbour that may come back, at a time of its own choice."""
